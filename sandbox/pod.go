@@ -1,0 +1,45 @@
+package sandbox
+
+import "context"
+
+// Pod is a Sandbox that can hold further containers beside the job's own, like the containers of a pod:
+// same uid range, network namespace, cgroup and scratch disk; each has its own root file system. This is
+// how a sandbox gets an engine without one more level of nesting for the job's steps.
+type Pod interface {
+	Sandbox
+	// Add starts a container in the sandbox. It ends with the sandbox at the latest. ctx covers the start.
+	// On failure Add leaves nothing behind.
+	Add(ctx context.Context, c Companion) (Member, error)
+}
+
+// Companion is a container that is started beside the job's own in its sandbox.
+type Companion struct {
+	// Name is unique in the sandbox: 1 to 20 of [a-z0-9-].
+	Name string
+	// Image is the companion's root file system.
+	Image string
+	// Engine makes the companion root of the sandbox's user namespace with everything an engine needs in
+	// it: all capabilities (which bind in that namespace only), unmasked paths, a writable cgroup tree.
+	Engine bool
+	// Volumes are directories on the scratch disk, shared by all who name them: volume name to the
+	// absolute path inside the companion.
+	Volumes map[string]string
+}
+
+// Member is a running Companion.
+type Member interface {
+	Host
+	Dialer
+	Listener
+	// Close ends the companion's processes and removes its container. Safe to call twice.
+	Close(ctx context.Context) error
+}
+
+// DockerHost is a Sandbox in which a Docker Engine can be reached.
+type DockerHost interface {
+	// EngineReady returns when the engine answers its API (GET /_ping), starting it if need be.
+	EngineReady(ctx context.Context) error
+	// EngineStarted reports whether the engine has been started so far: a job that never speaks to Docker
+	// never pays for one.
+	EngineStarted() bool
+}

@@ -1,0 +1,88 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Sandbox is what one job gets: a uid range, a network namespace, a cgroup subtree and a scratch disk of
+// its own, and in it the job's containers.
+type Sandbox interface {
+	Host
+	// ID is the id its Spec gave it.
+	ID() string
+	// Usage is what the sandbox has used so far; after Close, what it had used at its end.
+	Usage(ctx context.Context) (Usage, error)
+	// Close ends every process of the sandbox and removes all that Start made: mounts, namespaces,
+	// cgroups, disks, records. It is safe to call twice and from several goroutines, and works when
+	// Start's context is already cancelled. Inner sandboxes are closed before outer ones.
+	Close(ctx context.Context) error
+}
+
+// Driver starts sandboxes of one Kind.
+type Driver interface {
+	// Check tells whether on can hold a sandbox of this kind. Its error says what is missing and how to
+	// mend it.
+	Check(ctx context.Context, on Host) error
+	// Start starts a sandbox on a host and returns when Exec works in it. ctx covers the start, not the
+	// sandbox's life. On failure Start leaves nothing behind.
+	Start(ctx context.Context, on Host, s Spec) (Sandbox, error)
+}
+
+// Spec says what a sandbox is to be.
+type Spec struct {
+	// ID names the sandbox and everything made for it: 1 to 64 of [a-z0-9-], starting with a letter or
+	// digit. It is unique among the live sandboxes of one machine.
+	ID string
+	// Image is the reference of the image that the job's processes see as their root file system.
+	Image string
+	// Env is added to the image's environment.
+	Env []string
+	// Limits bound what the whole sandbox can use, its engine included.
+	Limits Limits
+	// Hosts are further lines for /etc/hosts: name to address.
+	Hosts map[string]string
+	// State names a disk that outlives the sandbox, for a worker that keeps its cache between starts.
+	// Empty: a scratch disk that is removed by Close. The uid range belongs to the disk, so that files
+	// keep their owners.
+	State string
+}
+
+// Limits bound a sandbox. Zero means the driver's default, never "no limit".
+type Limits struct {
+	CPU    MilliCPU `json:"cpu,omitempty"`    // thousandths of a processor
+	Memory int64    `json:"memory,omitempty"` // bytes, swap included
+	PIDs   int64    `json:"pids,omitempty"`   // processes and threads
+	Disk   int64    `json:"disk,omitempty"`   // bytes of scratch disk
+	Inodes int64    `json:"inodes,omitempty"` // files on the scratch disk
+}
+
+// MilliCPU counts processors in thousandths, as Kubernetes does.
+type MilliCPU int64
+
+// Usage is what a sandbox has used, from its cgroups and its disk.
+type Usage struct {
+	CPU        time.Duration `json:"cpu_ns"`            // user and system time
+	Memory     int64         `json:"memory_bytes"`      // now, page cache included
+	MemoryPeak int64         `json:"memory_peak_bytes"` // highest so far
+	PIDs       int64         `json:"pids"`              // now
+	Disk       int64         `json:"disk_bytes"`        // blocks in use on the scratch disk
+	OOMKills   int64         `json:"oom_kills"`
+}
+
+// ErrUnknownImage is wrapped by Start's error when the image does not exist where it was looked for.
+var ErrUnknownImage = errors.New("image not found")
+
+// CheckID reports whether id may name a sandbox.
+func CheckID(id string) error {
+	if len(id) == 0 || len(id) > 64 {
+		return fmt.Errorf("sandbox id %q: must have 1 to 64 characters", id)
+	}
+	if strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || id[0] == '-' {
+		return fmt.Errorf("sandbox id %q: only a-z, 0-9 and - are allowed, and - not first", id)
+	}
+	return nil
+}
