@@ -34,7 +34,7 @@ type Driver interface {
 
 // Spec says what a sandbox is to be.
 type Spec struct {
-	// ID names the sandbox and everything made for it: 1 to 64 of [a-z0-9-], starting with a letter or
+	// ID names the sandbox and everything made for it: 1 to 40 of [a-z0-9-], starting with a letter or
 	// digit. It is unique among the live sandboxes of one machine.
 	ID string
 	// Image is the reference of the image that the job's processes see as their root file system.
@@ -45,6 +45,9 @@ type Spec struct {
 	Limits Limits
 	// Hosts are further lines for /etc/hosts: name to address.
 	Hosts map[string]string
+	// Volumes are directories on the sandbox's disk that its containers, and those of an engine in it, see
+	// at the same place: volume name to absolute path.
+	Volumes map[string]string
 	// State names a disk that outlives the sandbox, for a worker that keeps its cache between starts.
 	// Empty: a scratch disk that is removed by Close. The uid range belongs to the disk, so that files
 	// keep their owners.
@@ -78,8 +81,8 @@ var ErrUnknownImage = errors.New("image not found")
 
 // CheckID reports whether id may name a sandbox.
 func CheckID(id string) error {
-	if len(id) == 0 || len(id) > 64 {
-		return fmt.Errorf("sandbox id %q: must have 1 to 64 characters", id)
+	if len(id) == 0 || len(id) > 40 {
+		return fmt.Errorf("sandbox id %q: must have 1 to 40 characters", id)
 	}
 	if strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || id[0] == '-' {
 		return fmt.Errorf("sandbox id %q: only a-z, 0-9 and - are allowed, and - not first", id)

@@ -1,0 +1,163 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// host stands in URLs for this registry, which is asked in process; the port tells the client that it is a
+// plain HTTP one.
+const host = "localhost:5000"
+
+// Preload puts every image of the OCI layout in dir into the registry, under the name in its annotation
+// org.opencontainers.image.ref.name: "debian:bookworm-slim" becomes the tag bookworm-slim of
+// library/debian, as a client that takes the registry for a mirror of Docker Hub asks for it. An image that
+// is there already costs a few requests and no copying; a tag that means another image is moved. A digest
+// that does not fit is an error, and so is an image without a name; the others are still put in.
+func (r *Registry) Preload(ctx context.Context, dir string) error {
+	p, err := layout.FromPath(dir)
+	if err != nil {
+		return fmt.Errorf("preload images from %s: %w: run \"make images\"", dir, err)
+	}
+	index, err := p.ImageIndex()
+	if err != nil {
+		return fmt.Errorf("preload images from %s: %w", dir, err)
+	}
+	m, err := index.IndexManifest()
+	if err != nil {
+		return fmt.Errorf("preload images from %s: %w", dir, err)
+	}
+	l := loader{root: r.root, handler: r.Handler(), client: remote.WithTransport(inProcess{r.Handler()})}
+	var failed []error
+	for _, d := range m.Manifests {
+		if err := l.load(ctx, index, d); err != nil {
+			failed = append(failed, fmt.Errorf("preload %s from %s: %w", d.Annotations[imagespec.AnnotationRefName], dir, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+type loader struct {
+	root    string
+	handler http.Handler
+	client  remote.Option
+}
+
+func (l loader) load(ctx context.Context, index v1.ImageIndex, d v1.Descriptor) error {
+	repository, tag, err := place(d.Annotations[imagespec.AnnotationRefName])
+	if err != nil {
+		return err
+	}
+	to, err := name.NewTag(host+"/"+repository+":"+tag, name.StrictValidation)
+	if err != nil {
+		return err
+	}
+	if d.MediaType.IsIndex() {
+		child, err := index.ImageIndex(d.Digest)
+		if err != nil {
+			return err
+		}
+		if l.has(ctx, repository, "manifests/"+tag, d) {
+			return nil
+		}
+		return remote.WriteIndex(to, child, l.client, remote.WithContext(ctx))
+	}
+	img, err := index.Image(d.Digest)
+	if err != nil {
+		return err
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	whole := l.has(ctx, repository, "manifests/"+tag, d)
+	for _, blob := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		if l.has(ctx, repository, "blobs/"+blob.Digest.String(), blob) {
+			continue
+		}
+		whole = false
+		if err := l.discardCut(ctx, repository, blob); err != nil {
+			return err
+		}
+	}
+	if whole {
+		return nil
+	}
+	// A push stops at a manifest that is there, whatever became of its blobs.
+	if _, err := l.ask(ctx, http.MethodDelete, repository, "manifests/"+d.Digest.String(), ""); err != nil {
+		return err
+	}
+	return remote.Write(to, img, l.client, remote.WithContext(ctx))
+}
+
+// place is where an image called ref goes.
+func place(ref string) (repository, tag string, err error) {
+	if ref == "" {
+		return "", "", errors.New("the image has no name (annotation " + imagespec.AnnotationRefName + ")")
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "", "", err
+	}
+	if _, ok := named.(reference.Digested); ok {
+		return "", "", fmt.Errorf("%s names a digest, want a tag", ref)
+	}
+	tagged, ok := reference.TagNameOnly(named).(reference.Tagged)
+	if !ok {
+		return "", "", fmt.Errorf("%s has no tag", ref)
+	}
+	return reference.Path(named), tagged.Tag(), nil
+}
+
+// discardCut deletes a stored blob that a crashed machine cut short. distribution itself takes whatever lies
+// under a digest's name for the whole, and would not write it again.
+func (l loader) discardCut(ctx context.Context, repository string, d v1.Descriptor) error {
+	hex := d.Digest.Hex
+	dir := filepath.Join(l.root, "docker", "registry", "v2", "blobs", d.Digest.Algorithm, hex[:2], hex)
+	info, err := os.Stat(filepath.Join(dir, "data"))
+	if err != nil || info.Size() == d.Size {
+		return nil // not there, or only not linked to this repository
+	}
+	if _, err := l.ask(ctx, http.MethodDelete, repository, "blobs/"+d.Digest.String(), ""); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// has reports whether the registry has what, with d's digest and size.
+func (l loader) has(ctx context.Context, repository, what string, d v1.Descriptor) bool {
+	res, err := l.ask(ctx, http.MethodHead, repository, what, string(d.MediaType))
+	return err == nil && res.StatusCode == http.StatusOK &&
+		res.Header.Get("Docker-Content-Digest") == d.Digest.String() && res.ContentLength == d.Size
+}
+
+func (l loader) ask(ctx context.Context, method, repository, what, accept string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+host+"/v2/"+repository+"/"+what, nil)
+	if err != nil {
+		return nil, err
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
+	return inProcess{l.handler}.RoundTrip(req)
+}
+
+func contentLength(h http.Header) int64 {
+	n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
+}

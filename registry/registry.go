@@ -1,0 +1,152 @@
+// Package registry is the registry that runnerd runs on its own machine, so that builds have base images,
+// a cache and a place to push to without a network registry. It is distribution's registry
+// (github.com/distribution/distribution/v3), as a library, on a directory.
+package registry
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"sync"
+
+	"github.com/distribution/distribution/v3/configuration"
+	"github.com/distribution/distribution/v3/registry/handlers"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the storage named below
+)
+
+// ErrClosed is what requests and calls after Close get.
+var ErrClosed = errors.New("registry is closed")
+
+// Config says where a registry keeps its images and to whom it reports.
+type Config struct {
+	// Root is the directory of the images, made if missing. One process at a time may use it.
+	Root string
+	// Log gets the registry's warnings and errors; nil discards them. Refused requests, such as one for
+	// an image that is not there, are the client's and are not logged above debug.
+	Log *slog.Logger
+}
+
+// Registry serves the images in one directory. Make one with New; its methods may be called concurrently.
+type Registry struct {
+	root string
+	app  *handlers.App
+	log  *logSink
+
+	mu       sync.Mutex
+	closed   bool
+	requests sync.WaitGroup
+
+	stopPurge context.CancelFunc
+	purged    chan struct{} // closed when purge has returned
+}
+
+// New opens the registry in c.Root. It listens nowhere: serve Handler. The context is used for opening
+// only; Close ends the registry.
+func New(ctx context.Context, c Config) (_ *Registry, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if c.Root == "" {
+		return nil, errors.New("open registry: no directory for its images given")
+	}
+	root, err := filepath.Abs(c.Root)
+	if err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("open registry: %w: give it a directory that it may make and write", err)
+	}
+	sink := newLogSink(c.Log)
+	// distribution panics on what it cannot use.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("open registry in %s: %v", root, p)
+		}
+	}()
+	app := handlers.NewApp(sink.context(context.WithoutCancel(ctx)), settings(root))
+	r := &Registry{root: root, app: app, log: sink, purged: make(chan struct{})}
+	var purging context.Context
+	purging, r.stopPurge = context.WithCancel(context.WithoutCancel(ctx))
+	go r.purge(purging)
+	return r, nil
+}
+
+// settings is distribution's configuration. Its notifications, metrics, health checks, proxies and caches are
+// off as long as nothing is said about them; a cache would gain nothing over the file system's own.
+func settings(root string) *configuration.Configuration {
+	return &configuration.Configuration{
+		Storage: configuration.Storage{
+			"filesystem":  {"rootdirectory": root},
+			"delete":      {"enabled": true},
+			"redirect":    {"disable": true},
+			"maintenance": {"uploadpurging": map[any]any{"enabled": false}}, // see purge
+		},
+		// Signs the state of uploads, which clients hand back; those under way do not outlive a restart.
+		HTTP: configuration.HTTP{Secret: rand.Text()},
+	}
+}
+
+// Handler is the registry's HTTP API, the OCI distribution specification's /v2/. It asks for no
+// credentials: who may reach it may push and delete.
+func (r *Registry) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if !r.begin() {
+			http.Error(w, ErrClosed.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		defer r.requests.Done()
+		r.app.ServeHTTP(w, req.WithContext(r.log.context(req.Context())))
+	})
+}
+
+// begin counts a request, unless the registry is closed.
+func (r *Registry) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	r.requests.Add(1)
+	return true
+}
+
+// Close waits for requests under way, and refuses later ones; to cut them short, stop the server first. It
+// is safe to call twice.
+func (r *Registry) Close() error {
+	r.mu.Lock()
+	closed := r.closed
+	r.closed = true
+	r.mu.Unlock()
+	r.requests.Wait()
+	if closed {
+		return nil
+	}
+	r.stopPurge()
+	<-r.purged
+	return errors.Join(r.app.Shutdown(), closeEvents(r.app))
+}
+
+// closeEvents ends the goroutine that distribution starts for notifications, even without any, and that its
+// Shutdown forgets. There is no other way to the field that holds it; a later distribution without that
+// field has nothing closed here, and TestCloseLeavesNothingRunning says whether that is right.
+func closeEvents(app *handlers.App) error {
+	field := reflect.ValueOf(app).Elem().FieldByName("events")
+	if field.Kind() != reflect.Struct {
+		return nil
+	}
+	if field = field.FieldByName("sink"); !field.IsValid() {
+		return nil
+	}
+	sink, ok := reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem().Interface().(io.Closer)
+	if !ok {
+		return nil
+	}
+	return sink.Close()
+}

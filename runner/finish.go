@@ -1,0 +1,135 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// state tells everyone who cares where the job is.
+func (j *jobRun) state(ctx context.Context, s State, detail string) {
+	j.State(context.WithoutCancel(ctx), s, detail)
+	j.Observe(j.Job, s, nil)
+	j.Log.Debug("job", "id", j.ID, "state", s, "detail", detail)
+	if detail != "" {
+		j.out.notice("%s", detail)
+	}
+}
+
+// usage asks what the sandbox has used, even when the job is over.
+func (j *jobRun) usage(ctx context.Context, sb sandbox.Sandbox) sandbox.Usage {
+	ctx, cancel := j.cleanup(ctx)
+	defer cancel()
+	u, err := sb.Usage(ctx)
+	if err != nil {
+		j.Log.Warn("what the job has used is unknown", "id", j.ID, "error", err)
+		return j.result.Usage
+	}
+	j.result.Usage = u
+	return u
+}
+
+// close removes the sandbox. That it cannot does not change how the job ended.
+func (j *jobRun) close(ctx context.Context, sb sandbox.Sandbox) {
+	j.state(ctx, Closing, "")
+	j.closeErr = j.closeSandbox(ctx, sb)
+	if j.closeErr != nil {
+		j.Log.Error("a sandbox was not removed", "id", j.ID, "error", j.closeErr)
+	}
+	j.result.Times.Closed = time.Now()
+}
+
+func (j *jobRun) closeSandbox(ctx context.Context, sb sandbox.Sandbox) (err error) {
+	defer recovered("removing the sandbox", &err)
+	ctx, cancel := j.cleanup(ctx)
+	defer cancel()
+	j.usage(ctx, sb)
+	return sb.Close(ctx)
+}
+
+// cleanup is a context for what must be done although ctx has ended.
+func (j *jobRun) cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), j.CleanupTimeout)
+}
+
+// finish turns what run has returned into the job's Result and tells it, once.
+func (j *jobRun) finish(ctx context.Context, err error) {
+	res := &j.result
+	res.Outcome, res.Reason, res.Message = outcome(err)
+	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
+		j.Log.Error("panic", "id", j.ID, "error", err, "stack", string(panicked.stack))
+	}
+	if res.Message != "" {
+		j.out.notice("job %s: %s", res.Outcome, res.Message)
+	}
+	j.out.flush()
+	if j.closeErr != nil {
+		res.Message = sentence(res.Message, fmt.Sprintf("the sandbox was not removed: %v", j.closeErr))
+	}
+	if lost := j.out.err(); lost != nil {
+		res.Message = sentence(res.Message, fmt.Sprintf("the log is not complete: %v", lost))
+	}
+	res.Message = j.out.mask.String(res.Message)
+
+	ctx, cancel := j.cleanup(ctx)
+	defer cancel()
+	if err := j.Finish(ctx, *res); err != nil {
+		j.Log.Error("the result of a job could not be told", "id", j.ID, "outcome", res.Outcome, "error", err)
+	}
+	j.Observe(j.Job, Finished, res)
+	j.Log.Info("job finished", "id", j.ID, "outcome", res.Outcome, "reason", res.Reason, "message", res.Message)
+}
+
+func sentence(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+// because returns err, or, when it may come from the end of ctx, the cause of that. A panic stays one.
+func because(ctx context.Context, err error) error {
+	if panicked := (*panicError)(nil); err == nil || ctx.Err() == nil || errors.As(err, &panicked) {
+		return err
+	}
+	return &stopped{cause: context.Cause(ctx), err: err}
+}
+
+// stopped is the error of what did not succeed because its context ended.
+type stopped struct{ cause, err error }
+
+func (e *stopped) Error() string { return e.cause.Error() }
+func (e *stopped) Unwrap() error { return e.cause }
+
+// outcome judges how a job ended by what run has returned.
+func outcome(err error) (o Outcome, reason, message string) {
+	var step *stepError
+	var panicked *panicError
+	switch {
+	case err == nil:
+		return Succeeded, "", ""
+	case errors.As(err, &panicked):
+		return Errored, ReasonPanic, err.Error()
+	case errors.Is(err, ErrTimeout):
+		return TimedOut, "", err.Error() + ": ask for more with the job's timeout"
+	case errors.Is(err, ErrShutdown):
+		return Cancelled, ReasonShutdown, err.Error() + " before the job's end: submit it again"
+	case errors.Is(err, ErrCancelled):
+		return Cancelled, "", err.Error()
+	case errors.Is(err, ErrTooBig):
+		return Rejected, ReasonTooBig, err.Error()
+	case errors.Is(err, sandbox.ErrDenied):
+		return Rejected, ReasonPolicy, err.Error()
+	case errors.As(err, &step) && step.err == nil && step.exit.OOM:
+		return Failed, ReasonOOM, err.Error() + ": give the job more memory"
+	case errors.As(err, &step) && step.err == nil:
+		return Failed, "", err.Error()
+	case errors.Is(err, sandbox.ErrUnknownImage):
+		return Rejected, ReasonImage, err.Error()
+	default:
+		return Errored, "", err.Error()
+	}
+}

@@ -1,0 +1,217 @@
+// Package container is the driver of the layer "container": an ordinary containerd container in a user
+// namespace of its own with an exclusive host uid range, on a disk of its own, in a cgroup and a network
+// of its own. Nothing in it is privileged on the machine, and still an engine can run in it.
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// cleanupTimeout bounds the removal of one sandbox.
+const cleanupTimeout = 30 * time.Second
+
+// Config is what a Driver needs to know. All fields but Containerd, MTU, Ports and DNS are needed.
+type Config struct {
+	// Name tells drivers on one machine apart: of the cgroup below the root, of the nftables table.
+	Name string
+	// StateDir holds images and disks, on a file system that overlay accepts for upper layers.
+	StateDir string
+	// RunDir holds sockets and mounts; it is empty after a boot.
+	RunDir string
+	// EngineDir holds containerd, its shim, runc, the CNI plugins and runnerd-init.
+	EngineDir string
+	// Containerd is the socket of a containerd to use; empty starts one.
+	Containerd string
+	// Mirror is the registry that all images come from: host:port on this machine, plain HTTP.
+	Mirror string
+	// Subnet is where sandboxes get their addresses from; its first one is the machine.
+	Subnet netip.Prefix
+	// MTU of the sandboxes' interfaces; 0 derives it from the machine's.
+	MTU int
+	// Ports are the machine's TCP ports that sandboxes may use, at the subnet's first address.
+	Ports []int
+	// DNS are the sandboxes' name servers; none means the machine's.
+	DNS []string
+	// FirstUID and UIDRanges are the host ids for sandboxes: UIDRanges ranges of 65,536 from FirstUID.
+	FirstUID  uint32
+	UIDRanges int
+	// Defaults are the limits of a Spec that does not say.
+	Defaults sandbox.Limits
+	Log      *slog.Logger
+}
+
+// Driver starts container sandboxes on this machine. It is safe for concurrent use.
+type Driver struct {
+	cfg        Config
+	containerd *containerdDaemon // nil if it is not ours
+	client     *client.Client
+	images     *images
+	disks      *disks
+	uids       *uidRanges
+	network    *network
+	cgroups    hierarchies
+
+	mu   sync.Mutex
+	live map[string]*Sandbox
+}
+
+// New makes the machine ready for sandboxes: starts containerd, sets up the network, and removes what an
+// earlier driver of the same name and directories left behind, whatever moment it was killed at.
+func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
+	d := &Driver{
+		cfg:   cfg,
+		disks: &disks{dir: filepath.Join(cfg.StateDir, "disks")},
+		uids:  newUIDRanges(cfg.FirstUID, cfg.UIDRanges),
+		live:  map[string]*Sandbox{},
+	}
+	if len(cfg.DNS) == 0 {
+		d.cfg.DNS = resolvers()
+	}
+	for _, dir := range []string{cfg.StateDir, cfg.RunDir, d.sandboxesDir(), filepath.Join(cfg.RunDir, "tmp")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // searchable by mapped ids
+			return nil, err
+		}
+	}
+	mount.SetTempMountLocation(filepath.Join(cfg.RunDir, "tmp"))
+	if d.cgroups, err = findHierarchies(); err != nil {
+		return nil, err
+	}
+	if d.network, err = newNetwork(cfg.Name, cfg.Subnet, cfg.MTU, cfg.Ports, cfg.EngineDir, cfg.RunDir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	socket := cfg.Containerd
+	if socket == "" {
+		if d.containerd, err = startContainerd(ctx, cfg.EngineDir, filepath.Join(cfg.StateDir, "containerd"), filepath.Join(cfg.RunDir, "containerd")); err != nil {
+			return nil, err
+		}
+		socket = d.containerd.socket
+	}
+	if d.client, err = client.New(socket, client.WithDefaultNamespace(d.namespace())); err != nil {
+		return nil, fmt.Errorf("connect to containerd at %s: %w", socket, err)
+	}
+	d.images = newImages(d.client, cfg.Mirror)
+	if err := d.sweep(ctx); err != nil {
+		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
+	}
+	if err := d.claimStateDisks(); err != nil {
+		return nil, err
+	}
+	return d, d.network.up(ctx)
+}
+
+// Gateway is the machine's address as every sandbox sees it.
+func (d *Driver) Gateway() netip.Addr { return d.network.gateway }
+
+// MTU is that of the sandboxes' interfaces, in bytes.
+func (d *Driver) MTU() int { return d.network.mtu }
+
+// Check tells whether this machine can hold container sandboxes.
+func (d *Driver) Check(ctx context.Context, _ sandbox.Host) error {
+	serving, err := d.client.IsServing(ctx)
+	if err != nil {
+		return fmt.Errorf("containerd does not answer: %w: restart runnerd", err)
+	}
+	if !serving {
+		return errors.New("containerd is not serving: restart runnerd")
+	}
+	return nil
+}
+
+// Pull makes an image ready, so that the first sandbox that uses it need not wait for it.
+func (d *Driver) Pull(ctx context.Context, ref string) error {
+	_, err := d.images.get(ctx, ref)
+	return err
+}
+
+// Close ends all sandboxes, removes the network and stops the containerd that New started.
+func (d *Driver) Close(ctx context.Context) error {
+	d.mu.Lock()
+	live := make([]*Sandbox, 0, len(d.live))
+	for _, sb := range d.live {
+		live = append(live, sb)
+	}
+	d.mu.Unlock()
+	errs := make([]error, len(live))
+	var all sync.WaitGroup
+	for i, sb := range live {
+		all.Go(func() { errs[i] = sb.Close(ctx) })
+	}
+	all.Wait()
+	errs = append(errs, d.network.down(ctx))
+	if d.client != nil {
+		errs = append(errs, d.client.Close())
+	}
+	if d.containerd != nil {
+		errs = append(errs, d.containerd.close())
+	}
+	errs = append(errs, d.removeRoots(ctx))
+	return errors.Join(errs...)
+}
+
+// removeRoots removes the emptied directories and cgroup that hold the sandboxes.
+func (d *Driver) removeRoots(ctx context.Context) error {
+	if len(d.live) > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	return errors.Join(
+		cgroup{d.cgroups, "/" + d.cfg.Name}.remove(ctx),
+		removeEmpty(d.sandboxesDir()),
+		removeEmpty(filepath.Join(d.cfg.RunDir, "tmp")),
+	)
+}
+
+func removeEmpty(dir string) error {
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (d *Driver) namespace() string    { return d.cfg.Name }
+func (d *Driver) sandboxesDir() string { return filepath.Join(d.cfg.RunDir, "sandboxes") }
+
+// context returns ctx with the driver's containerd namespace.
+func (d *Driver) context(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, d.namespace())
+}
+
+// withDefaults fills the limits that l does not say.
+func (d *Driver) withDefaults(l sandbox.Limits) sandbox.Limits {
+	if l.CPU == 0 {
+		l.CPU = d.cfg.Defaults.CPU
+	}
+	if l.Memory == 0 {
+		l.Memory = d.cfg.Defaults.Memory
+	}
+	if l.PIDs == 0 {
+		l.PIDs = d.cfg.Defaults.PIDs
+	}
+	if l.Disk == 0 {
+		l.Disk = d.cfg.Defaults.Disk
+	}
+	if l.Inodes == 0 {
+		l.Inodes = d.cfg.Defaults.Inodes
+	}
+	return l
+}

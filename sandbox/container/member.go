@@ -1,0 +1,221 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+
+	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/sandbox/initd"
+)
+
+// initTimeout bounds how long a member's init may take to answer; 1 ms is usual.
+const initTimeout = 10 * time.Second
+
+// member is one container of a sandbox.
+type member struct {
+	sb     *Sandbox
+	name   string
+	engine bool
+	rootfs string
+	env    []string
+	dir    string // working directory
+	user   string
+
+	container client.Container
+	task      client.Task
+	init      *initd.Client
+	mounted   bool
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// startMember starts one container in the sandbox and waits until its init answers.
+func (sb *Sandbox) startMember(ctx context.Context, c sandbox.Companion, img *image, env []string) (_ *member, err error) {
+	m := &member{
+		sb: sb, name: c.Name, engine: c.Engine,
+		rootfs: filepath.Join(sb.dir(), c.Name, "rootfs"),
+		env:    mergeEnv([]string{defaultPath}, img.config.Env, env),
+		dir:    img.config.WorkingDir,
+		user:   img.config.User,
+	}
+	if err := sandbox.CheckID(c.Name); err != nil || len(c.Name) > 20 {
+		return nil, fmt.Errorf("companion name %q: 1 to 20 of a-z, 0-9 and - are allowed", c.Name)
+	}
+	if err := sb.join(m); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+			defer cancel()
+			err = errors.Join(err, m.Close(cleanup))
+		}
+	}()
+	base := sb.slot.base
+	if err := os.MkdirAll(m.rootfs, 0o711); err != nil {
+		return nil, err
+	}
+	if err := mountRootFS(img, sb.disk, m.name, m.rootfs, base); err != nil {
+		return nil, err
+	}
+	m.mounted = true
+	etc := filepath.Join(sb.disk.dir, "etc")
+	binds := map[string]string{
+		"/etc/hosts":       filepath.Join(etc, "hosts"),
+		"/etc/hostname":    filepath.Join(etc, "hostname"),
+		"/etc/resolv.conf": filepath.Join(etc, "resolv.conf"),
+	}
+	for volume, path := range c.Volumes {
+		if binds[path], err = sb.disk.mkdir(filepath.Join("volumes", volume), base, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	spec := specOf(m, sb.spec.ID, filepath.Join(sb.d.cfg.EngineDir, "runnerd-init"), binds)
+
+	cctx := sb.d.context(ctx)
+	id := sb.spec.ID + "." + m.name
+	m.container, err = sb.d.client.NewContainer(cctx, id, client.WithSpec(spec),
+		client.WithRuntime("io.containerd.runc.v2", &options.Options{
+			BinaryName: filepath.Join(sb.d.cfg.EngineDir, "runc"),
+			Root:       filepath.Join(sb.d.cfg.RunDir, "runc"),
+		}))
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	if m.task, err = m.container.NewTask(cctx, cio.NullIO); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	if m.engine {
+		if err := sb.cgroup.delegate(m.name, base); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.task.Start(cctx); err != nil {
+		return nil, fmt.Errorf("start container %s: %w", id, err)
+	}
+	connect, cancel := context.WithTimeoutCause(ctx, initTimeout, errors.New("its init does not answer"))
+	defer cancel()
+	if m.init, err = initd.Connect(connect, int(m.task.Pid())); err != nil {
+		return nil, fmt.Errorf("start container %s: %w", id, err)
+	}
+	return m, nil
+}
+
+// join adds m to the members, unless the sandbox is closing or has one of this name.
+func (sb *Sandbox) join(m *member) error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.closing != nil {
+		return fmt.Errorf("sandbox %s is closed", sb.spec.ID)
+	}
+	if slices.ContainsFunc(sb.members, func(other *member) bool { return other.name == m.name }) {
+		return fmt.Errorf("sandbox %s has a companion called %s", sb.spec.ID, m.name)
+	}
+	sb.members = append(sb.members, m)
+	return nil
+}
+
+func (m *member) cgroupPath() string { return m.sb.cgroup.path + "/" + m.name }
+
+// Exec runs p in the member's container. See sandbox.Host.
+func (m *member) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
+	if p.Env == nil {
+		p.Env = m.env
+	}
+	if p.Dir == "" {
+		p.Dir = m.dir
+	}
+	if p.User == "" {
+		p.User = m.user
+	}
+	before := m.sb.cgroup.usage().OOMKills
+	exit, err := m.init.Exec(ctx, p)
+	if err == nil && !exit.Success() {
+		exit.OOM = m.sb.cgroup.usage().OOMKills > before
+	}
+	return exit, err
+}
+
+// Dial connects from inside the member's container.
+func (m *member) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return m.init.Dial(ctx, network, address)
+}
+
+// Listen opens a socket inside the member's container.
+func (m *member) Listen(ctx context.Context, network, address string) (*os.File, error) {
+	return m.init.Listen(ctx, network, address)
+}
+
+// Close ends the member and removes its container.
+func (m *member) Close(ctx context.Context) error {
+	err := cgroup{m.sb.cgroup.h, m.cgroupPath()}.kill(ctx)
+	if err := errors.Join(err, m.remove(ctx)); err != nil {
+		return err
+	}
+	m.sb.mu.Lock()
+	defer m.sb.mu.Unlock()
+	m.sb.members = slices.DeleteFunc(m.sb.members, func(other *member) bool { return other == m })
+	return nil
+}
+
+// remove removes the container of a member whose processes are dead.
+func (m *member) remove(ctx context.Context) error {
+	m.closeOnce.Do(func() {
+		ctx := m.sb.d.context(ctx)
+		var errs []error
+		if m.init != nil {
+			errs = append(errs, m.init.Close())
+		}
+		if m.task != nil {
+			if _, err := m.task.Delete(ctx, client.WithProcessKill); err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, fmt.Errorf("delete task: %w", err))
+			}
+		}
+		if m.container != nil {
+			if err := m.container.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, fmt.Errorf("delete container: %w", err))
+			}
+		}
+		if m.mounted {
+			errs = append(errs, unmount(m.rootfs))
+		}
+		errs = append(errs, removeTree(filepath.Dir(m.rootfs)))
+		if m.sb.disk != nil {
+			errs = append(errs, os.RemoveAll(filepath.Join(m.sb.disk.dir, "rootfs", m.name)))
+		}
+		m.closeErr = errors.Join(errs...)
+	})
+	return m.closeErr
+}
+
+// mergeEnv joins environments; later ones win, as in a shell.
+func mergeEnv(environments ...[]string) []string {
+	var merged []string
+	at := map[string]int{}
+	for _, env := range environments {
+		for _, entry := range env {
+			key, _, _ := strings.Cut(entry, "=")
+			if i, ok := at[key]; ok {
+				merged[i] = entry
+				continue
+			}
+			at[key] = len(merged)
+			merged = append(merged, entry)
+		}
+	}
+	return merged
+}

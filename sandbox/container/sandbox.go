@@ -1,0 +1,295 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// mainMember is the container in which the job's own processes run.
+const mainMember = "main"
+
+// Sandbox is a container sandbox: a sandbox.Pod whose own container is its first member.
+type Sandbox struct {
+	d      *Driver
+	spec   sandbox.Spec
+	slot   *slot
+	disk   *disk
+	cgroup cgroup
+	addr   netip.Addr
+
+	main *member
+
+	mu      sync.Mutex
+	members []*member // in the order they were started
+	closing chan struct{}
+	closed  error // once closing is closed
+	final   sandbox.Usage
+}
+
+var (
+	_ sandbox.Pod      = (*Sandbox)(nil)
+	_ sandbox.Dialer   = (*Sandbox)(nil)
+	_ sandbox.Listener = (*Sandbox)(nil)
+)
+
+// Start starts a sandbox on this machine; on is not used, since there is only one.
+func (d *Driver) Start(ctx context.Context, _ sandbox.Host, spec sandbox.Spec) (_ sandbox.Sandbox, err error) {
+	return d.start(ctx, spec, sandbox.Companion{Name: mainMember, Image: spec.Image, Volumes: spec.Volumes})
+}
+
+// StartEngine starts a sandbox whose own container is root of the sandbox's user namespace with all that
+// an engine needs in it: a worker, where no job's processes run but those the engine contains.
+func (d *Driver) StartEngine(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	return d.start(ctx, spec, sandbox.Companion{Name: mainMember, Image: spec.Image, Engine: true, Volumes: spec.Volumes})
+}
+
+func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Companion) (_ *Sandbox, err error) {
+	if err := sandbox.CheckID(spec.ID); err != nil {
+		return nil, err
+	}
+	spec.Limits = d.withDefaults(spec.Limits)
+	sb := &Sandbox{d: d, spec: spec, cgroup: cgroup{d.cgroups, "/" + d.cfg.Name + "/" + spec.ID}}
+	d.mu.Lock()
+	_, exists := d.live[spec.ID]
+	if !exists {
+		d.live[spec.ID] = sb
+	}
+	d.mu.Unlock()
+	if exists {
+		return nil, fmt.Errorf("start sandbox %s: there is one of this name", spec.ID)
+	}
+	defer func() {
+		if err != nil {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+			defer cancel()
+			err = errors.Join(fmt.Errorf("start sandbox %s: %w", spec.ID, err), sb.Close(cleanup))
+		}
+	}()
+
+	base, err := d.acquireUIDs(spec)
+	if err != nil {
+		return nil, err
+	}
+	if sb.slot, err = newSlot(base); err != nil {
+		d.releaseUIDs(spec, base)
+		return nil, err
+	}
+	var img *image
+	prepare, prepareCtx := errgroup.WithContext(ctx)
+	prepare.Go(func() (err error) { img, err = d.images.get(d.context(prepareCtx), own.Image); return err })
+	prepare.Go(func() (err error) { sb.addr, err = d.network.attach(prepareCtx, spec.ID, sb.slot); return err })
+	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
+	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
+	if err := prepare.Wait(); err != nil {
+		return nil, err
+	}
+	if err := sb.writeEtc(); err != nil {
+		return nil, err
+	}
+	if sb.main, err = sb.startMember(ctx, own, img, spec.Env); err != nil {
+		return nil, err
+	}
+	return sb, nil
+}
+
+// acquireUIDs finds the sandbox's uid range: a state disk has one for good.
+func (d *Driver) acquireUIDs(spec sandbox.Spec) (uint32, error) {
+	if spec.State != "" {
+		return d.stateUIDs(spec.State)
+	}
+	return d.uids.acquire(spec.ID)
+}
+
+func (d *Driver) releaseUIDs(spec sandbox.Spec, base uint32) {
+	if spec.State == "" {
+		d.uids.release(base)
+	}
+}
+
+func (sb *Sandbox) makeDisk(ctx context.Context) (err error) {
+	dir := filepath.Join(sb.dir(), "disk")
+	if sb.spec.State != "" {
+		if sb.disk, err = sb.d.disks.state(ctx, sb.spec.State, dir, sb.spec.Limits, sb.slot.base); err != nil {
+			return err
+		}
+		// What the last run wrote to its root file system is not part of the state.
+		return os.RemoveAll(filepath.Join(dir, "rootfs"))
+	}
+	sb.disk, err = sb.d.disks.scratch(ctx, sb.spec.ID, dir, sb.spec.Limits, sb.slot.base)
+	return err
+}
+
+// writeEtc writes the files that tell the members their names and name servers.
+func (sb *Sandbox) writeEtc() error {
+	etc, err := sb.disk.mkdir("etc", sb.slot.base, 0o755)
+	if err != nil {
+		return err
+	}
+	hosts := strings.Builder{}
+	fmt.Fprintf(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", sb.addr, sb.spec.ID)
+	for _, name := range slices.Sorted(maps.Keys(sb.spec.Hosts)) {
+		fmt.Fprintf(&hosts, "%s\t%s\n", sb.spec.Hosts[name], name)
+	}
+	resolv := strings.Builder{}
+	for _, server := range sb.d.cfg.DNS {
+		fmt.Fprintf(&resolv, "nameserver %s\n", server)
+	}
+	for name, text := range map[string]string{"hosts": hosts.String(), "resolv.conf": resolv.String(), "hostname": sb.spec.ID + "\n"} {
+		file := filepath.Join(etc, name)
+		if err := errors.Join(os.WriteFile(file, []byte(text), 0o644), os.Lchown(file, int(sb.slot.base), int(sb.slot.base))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dir holds the sandbox's mounts.
+func (sb *Sandbox) dir() string { return filepath.Join(sb.d.sandboxesDir(), sb.spec.ID) }
+
+// ID is the id the Spec gave.
+func (sb *Sandbox) ID() string { return sb.spec.ID }
+
+// Address is the sandbox's address in the driver's subnet.
+func (sb *Sandbox) Address() netip.Addr { return sb.addr }
+
+// UIDs are the host ids of the sandbox: the first, and how many.
+func (sb *Sandbox) UIDs() (first, count uint32) { return sb.slot.base, rangeSize }
+
+// Cgroup is the sandbox's path in the machine's cgroup hierarchies.
+func (sb *Sandbox) Cgroup() string { return sb.cgroup.path }
+
+// Exec runs p in the sandbox's own container.
+func (sb *Sandbox) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
+	return sb.main.Exec(ctx, p)
+}
+
+// Dial connects from inside the sandbox's own container.
+func (sb *Sandbox) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return sb.main.Dial(ctx, network, address)
+}
+
+// Listen opens a socket inside the sandbox's own container.
+func (sb *Sandbox) Listen(ctx context.Context, network, address string) (*os.File, error) {
+	return sb.main.Listen(ctx, network, address)
+}
+
+// Add starts a companion.
+func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member, error) {
+	img, err := sb.d.images.get(sb.d.context(ctx), c.Image)
+	if err != nil {
+		return nil, err
+	}
+	return sb.startMember(ctx, c, img, nil)
+}
+
+// SetLimits changes the limits of the running sandbox; those of its disk are what they were at its start.
+func (sb *Sandbox) SetLimits(l sandbox.Limits) error { return sb.cgroup.limit(sb.d.withDefaults(l)) }
+
+// Usage is what the sandbox has used so far.
+func (sb *Sandbox) Usage(context.Context) (sandbox.Usage, error) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.closing != nil {
+		return sb.final, nil
+	}
+	return sb.usage(), nil
+}
+
+func (sb *Sandbox) usage() sandbox.Usage {
+	u := sb.cgroup.usage()
+	if sb.disk != nil {
+		u.Disk = sb.disk.used()
+	}
+	return u
+}
+
+// Close ends every process of the sandbox and removes all that Start made. See sandbox.Sandbox.
+func (sb *Sandbox) Close(ctx context.Context) error {
+	sb.mu.Lock()
+	if done := sb.closing; done != nil {
+		sb.mu.Unlock()
+		select {
+		case <-done:
+			return sb.closed
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	sb.final = sb.usage()
+	sb.closing = make(chan struct{})
+	sb.mu.Unlock()
+
+	// The removal does not depend on how much time the caller has left.
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	sb.closed = sb.remove(cleanup)
+	close(sb.closing)
+	return sb.closed
+}
+
+// remove undoes start, in reverse. It goes on after an error, so that as little as possible is left.
+func (sb *Sandbox) remove(ctx context.Context) error {
+	var errs []error
+	sb.mu.Lock()
+	members := slices.Clone(sb.members)
+	sb.mu.Unlock()
+	errs = append(errs, sb.cgroup.kill(ctx))
+	var all sync.WaitGroup
+	removed := make([]error, len(members)+1)
+	for i, m := range members {
+		all.Go(func() { removed[i] = m.remove(ctx) })
+	}
+	if sb.slot != nil {
+		all.Go(func() { removed[len(members)] = sb.d.network.detach(ctx, sb.spec.ID, sb.slot) })
+	}
+	all.Wait()
+	errs = append(errs, removed...)
+	if sb.disk != nil {
+		errs = append(errs, sb.disk.close())
+	}
+	errs = append(errs, sb.cgroup.remove(ctx))
+	if sb.slot != nil {
+		errs = append(errs, sb.slot.close())
+	}
+	errs = append(errs, removeTree(sb.dir()))
+	if err := errors.Join(errs...); err != nil {
+		// The uid range stays taken: a process of this sandbox may still be alive.
+		return fmt.Errorf("close sandbox %s: %w", sb.spec.ID, err)
+	}
+	if sb.slot != nil {
+		sb.d.releaseUIDs(sb.spec, sb.slot.base)
+	}
+	sb.d.mu.Lock()
+	delete(sb.d.live, sb.spec.ID)
+	sb.d.mu.Unlock()
+	return nil
+}
+
+// removeTree removes the empty directories that mounts were on. It never descends into a mount, and
+// refuses to remove a file.
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.IsDir() {
+			errs = append(errs, removeTree(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(append(errs, os.Remove(dir))...)
+}

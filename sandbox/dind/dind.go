@@ -1,0 +1,273 @@
+// Package dind is the driver of the layer "dind": a current Docker Engine beside the job's container in
+// its sandbox. The engine is root of the sandbox's user namespace and of nothing else; it starts when the
+// job first connects to its socket, so a job that never speaks to Docker never pays for one.
+package dind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+const (
+	// socketPath is where every Docker client looks (moby client, DefaultDockerHost).
+	socketPath = "/var/run/docker.sock"
+	// dataRoot is a volume: a nested engine's data must lie on a real file system, never on overlay.
+	dataRoot   = "/var/lib/docker"
+	dataVolume = "docker"
+	engineName = "engine"
+	// maxStarts bounds how often an engine that keeps dying is started again in one sandbox.
+	maxStarts = 3
+)
+
+// Config is what a Driver needs to know.
+type Config struct {
+	// Image holds dockerd and what it needs.
+	Image string
+	// MTU is that of the sandboxes' interfaces in bytes; the engine's own networks get the same, since a
+	// packet leaves a container through both.
+	MTU int
+	// Mirror is the registry that images come from, host:port as the sandbox sees it, plain HTTP; empty for none.
+	Mirror string
+	// Registries are further registries to speak plain HTTP to, host:port.
+	Registries []string
+	Log        *slog.Logger
+}
+
+// Driver starts engines in sandboxes. It is safe for concurrent use.
+type Driver struct{ cfg Config }
+
+// New returns a driver.
+func New(cfg Config) *Driver { return &Driver{cfg} }
+
+// Check tells whether on can hold an engine.
+func (d *Driver) Check(_ context.Context, on sandbox.Host) error {
+	_, err := podOf(on)
+	return err
+}
+
+// host is what an engine needs of the sandbox it is started in.
+type host interface {
+	sandbox.Pod
+	sandbox.Dialer
+	sandbox.Listener
+}
+
+func podOf(on sandbox.Host) (host, error) {
+	if h, ok := on.(host); ok {
+		return h, nil
+	}
+	return nil, fmt.Errorf("a Docker Engine needs a sandbox that can hold companions, not %T: use container/dind", on)
+}
+
+// Start opens the engine's socket in the sandbox. The engine itself starts with the first connection.
+func (d *Driver) Start(ctx context.Context, on sandbox.Host, s sandbox.Spec) (sandbox.Sandbox, error) {
+	pod, err := podOf(on)
+	if err != nil {
+		return nil, err
+	}
+	socket, err := pod.Listen(ctx, "unix", socketPath)
+	if err != nil {
+		return nil, fmt.Errorf("open the engine's socket: %w", err)
+	}
+	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	e := &engine{host: pod, cfg: d.cfg, spec: s, socket: socket, end: end, done: make(chan struct{})}
+	go func() {
+		defer close(e.done)
+		e.serve(life)
+	}()
+	return e, nil
+}
+
+// engine is a sandbox with a Docker Engine in it.
+type engine struct {
+	host
+	cfg    Config
+	spec   sandbox.Spec
+	socket *os.File
+	end    context.CancelCauseFunc
+	done   chan struct{} // closed when serve has ended
+
+	mu     sync.Mutex
+	starts int
+	failed error // why the engine is not there
+}
+
+var errClosed = errors.New("the sandbox is closed")
+
+// serve starts the engine whenever somebody waits at the socket and none is there.
+func (e *engine) serve(ctx context.Context) {
+	defer e.socket.Close()
+	for range maxStarts {
+		if !e.awaitClient(ctx) {
+			return
+		}
+		e.mu.Lock()
+		e.starts++
+		e.mu.Unlock()
+		err := e.run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		e.cfg.Log.Warn("the engine of a sandbox ended", "sandbox", e.ID(), "error", err)
+		e.mu.Lock()
+		e.failed = err
+		e.mu.Unlock()
+	}
+}
+
+// awaitClient waits until a connection waits to be accepted, and leaves it to the engine to accept it.
+func (e *engine) awaitClient(ctx context.Context) bool {
+	stop := context.AfterFunc(ctx, func() { e.socket.SetReadDeadline(time.Now()) })
+	defer stop()
+	raw, err := e.socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+	waits := false
+	err = raw.Read(func(fd uintptr) bool {
+		waits = pending(int(fd))
+		return waits
+	})
+	return err == nil && waits && ctx.Err() == nil
+}
+
+// startScript moves the engine out of its cgroup's root on v2, where a cgroup with processes may not hand
+// controllers to its children (cgroup-v2, "No Internal Process Constraint").
+const startScript = `if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+	mkdir -p /sys/fs/cgroup/init
+	while read -r pid; do echo "$pid" >/sys/fs/cgroup/init/cgroup.procs; done </sys/fs/cgroup/cgroup.procs
+	echo "+cpu +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
+fi
+exec dockerd "$@"`
+
+// run runs the engine until it ends.
+func (e *engine) run(ctx context.Context) error {
+	volumes := maps.Clone(e.spec.Volumes) // bind mounts mean the same on both sides of the socket
+	if volumes == nil {
+		volumes = map[string]string{}
+	}
+	volumes[dataVolume] = dataRoot
+	member, err := e.Add(ctx, sandbox.Companion{Name: engineName, Image: e.cfg.Image, Engine: true, Volumes: volumes})
+	if err != nil {
+		return fmt.Errorf("start Docker Engine: %w", err)
+	}
+	log := &tail{}
+	exit, err := member.Exec(ctx, sandbox.Process{
+		Args:  append([]string{"sh", "-c", startScript, "dockerd"}, e.arguments()...),
+		Files: []*os.File{e.socket}, Stdout: log, Stderr: log,
+	})
+	if err == nil {
+		err = fmt.Errorf("Docker Engine ended with %s: %s", exit, log)
+	}
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	return errors.Join(err, member.Close(cleanup))
+}
+
+// arguments are dockerd's.
+func (e *engine) arguments() []string {
+	args := []string{
+		"--host=fd://", "--data-root=" + dataRoot, "--config-file=/dev/null", "--log-level=warn",
+		"--userland-proxy=false", // it would listen where nobody can reach it
+		"--mtu=" + strconv.Itoa(e.cfg.MTU), "--exec-opt=native.cgroupdriver=cgroupfs",
+		"--default-network-opt=bridge=com.docker.network.driver.mtu=" + strconv.Itoa(e.cfg.MTU),
+	}
+	if e.cfg.Mirror != "" {
+		args = append(args, "--registry-mirror=http://"+e.cfg.Mirror, "--insecure-registry="+e.cfg.Mirror)
+	}
+	for _, registry := range e.cfg.Registries {
+		args = append(args, "--insecure-registry="+registry)
+	}
+	return args
+}
+
+// EngineReady returns when the engine answers GET /_ping. Its connection starts the engine, as any does.
+func (e *engine) EngineReady(ctx context.Context) error {
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return e.Dial(ctx, "unix", socketPath)
+	}}}
+	defer client.CloseIdleConnections()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() { // an engine that cannot start never answers
+		select {
+		case <-e.done:
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			cancel(errors.Join(errClosed, e.failed))
+		case <-ctx.Done():
+		}
+	}()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine/_ping", nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return fmt.Errorf("Docker Engine does not answer: %w", err)
+	}
+	defer response.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 4096))
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("Docker Engine answers %s", response.Status)
+	}
+	return nil
+}
+
+// EngineStarted reports whether anybody has connected to the engine so far.
+func (e *engine) EngineStarted() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.starts > 0
+}
+
+// Close ends the engine. The sandbox it ran in is closed by whoever opened it.
+func (e *engine) Close(ctx context.Context) error {
+	e.end(errClosed)
+	select {
+	case <-e.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("end Docker Engine: %w", context.Cause(ctx))
+	}
+}
+
+// tail keeps the end of what is written to it, for error messages.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+const tailSize = 4096
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	if over := len(t.text) - tailSize; over > 0 {
+		t.text = append(t.text[:0], t.text[over:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.text))
+}
