@@ -3,7 +3,7 @@
 # differs from one run to the next. The list of the base's own packages is kept.
 set -eu
 apt-get -qq clean
-rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache /var/cache/debconf/*-old \
+rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/lock /var/cache/ldconfig/aux-cache /var/cache/debconf/*-old \
 	/var/lib/dpkg/*-old /var/lib/systemd/random-seed /var/lib/dbus/machine-id /etc/machine-id \
 	/etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/.pwd.lock /root/.wget-hsts
 find /var/log -type f -delete

@@ -49,7 +49,11 @@ func findHierarchies() (hierarchies, error) {
 	for line := range bytes.Lines(mounts) {
 		fields := strings.Fields(string(line))
 		sep := slices.Index(fields, "-")
-		if sep < 6 || sep+3 >= len(fields) || fields[sep+1] != "cgroup" || !strings.HasPrefix(fields[4], cgroupRoot+"/") {
+		if sep < 6 || sep+3 >= len(fields) || !strings.HasPrefix(fields[sep+1], "cgroup") || !strings.HasPrefix(fields[4], cgroupRoot+"/") {
+			continue
+		}
+		if fields[sep+1] == "cgroup2" { // the hybrid layout's, without the controllers that v1 has
+			h.dirs["unified"] = fields[4]
 			continue
 		}
 		for option := range strings.SplitSeq(fields[sep+3], ",") {

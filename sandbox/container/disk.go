@@ -137,7 +137,7 @@ func cloneSparse(from, to string) error {
 
 // mount mounts the disk and gives its root directory to uid.
 func (d *disk) mount(uid uint32) error {
-	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+	if err := os.MkdirAll(d.dir, 0o711); err != nil { // searchable by mapped ids
 		return err
 	}
 	m := mount.Mount{Type: "ext4", Source: d.file, Options: []string{"loop", "noatime", "nodev", "discard"}}

@@ -293,3 +293,6 @@ func removeTree(dir string) error {
 	}
 	return errors.Join(append(errs, os.Remove(dir))...)
 }
+
+// PIDs are the sandbox's processes, its companions' included, as the machine numbers them.
+func (sb *Sandbox) PIDs() []int { return sb.cgroup.pids() }

@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/containerd/v2/pkg/cap"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // initPath is where the sandbox's init is seen inside: on /dev, which is a tmpfs of the container, so that
@@ -79,6 +80,14 @@ func specOf(m *member, hostname, initBinary string, binds map[string]string) *sp
 		})
 	}
 	spec.Linux.Seccomp = seccomp.DefaultProfile(spec)
+	if m.engine {
+		// A nested runc wants a session keyring, and does without where the kernel has none (runc,
+		// libcontainer/standard_init_linux.go); so it need not have one.
+		noKeyrings := uint(unix.ENOSYS)
+		spec.Linux.Seccomp.Syscalls = append(spec.Linux.Seccomp.Syscalls, specs.LinuxSyscall{
+			Names: []string{"keyctl"}, Action: specs.ActErrno, ErrnoRet: &noKeyrings,
+		}, specs.LinuxSyscall{Names: []string{"pivot_root"}, Action: specs.ActAllow})
+	}
 	return spec
 }
 

@@ -194,6 +194,9 @@ func (e *engine) arguments() []string {
 	return args
 }
 
+// Unwrap returns the sandbox that the engine is in, for its further abilities.
+func (e *engine) Unwrap() sandbox.Sandbox { return e.host }
+
 // EngineReady returns when the engine answers GET /_ping. Its connection starts the engine, as any does.
 func (e *engine) EngineReady(ctx context.Context) error {
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -287,21 +287,38 @@ func (s suite) parallel(t *testing.T) {
 	const n = 20
 	type span struct{ first, count uint64 }
 	spans := make([]span, n)
-	t.Run("all", func(t *testing.T) {
-		for i := range n {
-			t.Run(strconv.Itoa(i), func(t *testing.T) {
-				t.Parallel()
-				sb := s.open(t, fmt.Sprintf("par%d", i))
-				stdout, _, exit, err := sh(t.Context(), sb, "cat /proc/self/uid_map; sleep 1")
-				fields := strings.Fields(stdout)
-				if err != nil || !exit.Success() || len(fields) != 3 {
-					t.Fatalf("got %q, %v, %v", stdout, exit, err)
-				}
+	opened := make([]sandbox.Sandbox, n)
+	var starts, runs sync.WaitGroup
+	for i := range n {
+		starts.Go(func() {
+			sb, err := s.start(t.Context(), fmt.Sprintf("%s-par%02d", s.prefix, i))
+			if err != nil {
+				t.Errorf("start: %v", err)
+				return
+			}
+			opened[i] = sb
+		})
+	}
+	starts.Wait()
+	for i, sb := range opened {
+		if sb == nil {
+			continue
+		}
+		runs.Go(func() {
+			stdout, _, exit, err := sh(t.Context(), sb, "cat /proc/self/uid_map; sleep 0.2")
+			if fields := strings.Fields(stdout); err == nil && exit.Success() && len(fields) == 3 {
 				spans[i].first, _ = strconv.ParseUint(fields[1], 10, 64)
 				spans[i].count, _ = strconv.ParseUint(fields[2], 10, 64)
-			})
-		}
-	})
+			} else {
+				t.Errorf("got %q, %v, %v", stdout, exit, err)
+			}
+			if err := sb.Close(t.Context()); err != nil {
+				t.Errorf("close: %v", err)
+			}
+		})
+	}
+	runs.Wait()
+	s.nothingLeft(t, s.prefix+"-par")
 	for i, a := range spans {
 		for j, b := range spans[:i] {
 			if a.count == 0 || a.first < b.first+b.count && b.first < a.first+a.count {

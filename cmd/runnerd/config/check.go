@@ -1,0 +1,174 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// The least that makes sense.
+const (
+	minMemory = 4 << 20
+	minDisk   = 16 << 20
+	minLog    = 64 << 10
+	idsEach   = 65536 // ids of one sandbox
+	// maxSocketPath is the length of sun_path, unix(7).
+	maxSocketPath = 107
+)
+
+type complaint struct{ path, message string }
+
+type checker struct{ out []complaint }
+
+func (k *checker) bad(path, format string, args ...any) {
+	k.out = append(k.out, complaint{path, fmt.Sprintf(format, args...)})
+}
+
+func (k *checker) that(ok bool, path, format string, args ...any) {
+	if !ok {
+		k.bad(path, format, args...)
+	}
+}
+
+// check says what is wrong with values that could be read.
+func (c *Config) check() []complaint {
+	var k checker
+	k.that(c.Version == 1, "version", "%d is not known: use 1", c.Version)
+	k.absolute("state_dir", c.StateDir, true)
+	k.absolute("run_dir", c.RunDir, true)
+	k.absolute("socket.path", c.Socket.Path, false)
+	k.that(len(c.Socket.Path) <= maxSocketPath, "socket.path", "is longer than %d bytes, which a socket's path may have", maxSocketPath)
+	k.absolute("engines_dir", c.EnginesDir, false)
+	for i, dir := range c.Images.Preload {
+		k.absolute(fmt.Sprintf("images.preload[%d]", i), dir, true)
+	}
+	k.absolute("containerd.address", strings.TrimPrefix(c.Containerd.Address, "unix://"), false)
+	k.absolute("registry.root", c.Registry.Root, false)
+	k.network(c.Network)
+	k.uids(c.UIDRange)
+	k.limits(c.Limits, c.Capacity)
+	k.that(c.Timeout.Default > 0, "timeout.default", "must be more than 0")
+	k.that(c.Timeout.Max >= c.Timeout.Default, "timeout.max", "%s is less than timeout.default (%s)", c.Timeout.Max, c.Timeout.Default)
+	k.that(c.Logs.MaxBytes >= minLog, "logs.max_bytes", "%s is too little: at least %s", c.Logs.MaxBytes, Size(minLog))
+	k.that(c.Logs.Keep > 0, "logs.keep", "must be more than 0")
+	k.that(c.Logs.KeepJobs > 0, "logs.keep_jobs", "must be more than 0")
+	k.policy(c.Policy)
+	k.pool(c)
+	k.that(c.Builder.Disk >= 1<<30, "builder.disk", "%s is too little for a build cache: at least 1GiB", c.Builder.Disk)
+	k.that(c.Builder.Memory == 0 || c.Builder.Memory >= 64<<20, "builder.memory", "%s is too little: at least 64MiB", c.Builder.Memory)
+	k.that(c.Builder.Idle > 0, "builder.idle", "must be more than 0")
+	k.image("builder.image", c.Builder.Image, false)
+	for i, f := range c.Builder.Frontends {
+		k.image(fmt.Sprintf("builder.frontends[%d]", i), f, true)
+	}
+	k.image("sandbox_image", c.SandboxImage, true)
+	k.image("job_image", c.JobImage, true)
+	if _, port, err := net.SplitHostPort(c.Registry.Address); err != nil || port == "" {
+		k.bad("registry.address", "%q is not an address: write it like :5000 or 10.0.0.1:5000", c.Registry.Address)
+	}
+	k.oneOf("log.format", c.Log.Format, "text", "json")
+	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	return k.out
+}
+
+func (k *checker) absolute(path, value string, needed bool) {
+	switch {
+	case value == "" && needed:
+		k.bad(path, "must not be empty")
+	case value != "" && !filepath.IsAbs(value):
+		k.bad(path, "%q must be an absolute path", value)
+	}
+}
+
+func (k *checker) image(path, value string, needed bool) {
+	if value == "" && !needed {
+		return
+	}
+	if _, err := reference.ParseNormalizedNamed(value); err != nil {
+		k.bad(path, "%q is not an image: %v", value, err)
+	}
+}
+
+func (k *checker) oneOf(path, value string, values ...string) {
+	k.that(slices.Contains(values, value), path, "%q is not known: use one of %s", value, strings.Join(values, ", "))
+}
+
+func (k *checker) network(n Network) {
+	switch p := n.Subnet; {
+	case !p.IsValid() || !p.Addr().Is4():
+		k.bad("network.subnet", "an IPv4 subnet is needed, like 10.87.0.0/16")
+	case p != p.Masked():
+		k.bad("network.subnet", "%s has bits set outside its mask: write %s", p, p.Masked())
+	case p.Bits() > 24 || p.Bits() < 8:
+		k.bad("network.subnet", "%s: between /8 and /24 are needed, every sandbox has an address", p)
+	}
+	k.that(n.MTU == 0 || n.MTU >= 576 && n.MTU <= 65535, "network.mtu", "%d is not between 576 and 65535", n.MTU)
+	for i, a := range n.DNS {
+		k.that(!a.IsLoopback(), fmt.Sprintf("network.dns[%d]", i), "%s is this machine's loopback, which sandboxes cannot reach", a)
+	}
+}
+
+func (k *checker) uids(u UIDRange) {
+	k.that(u.First >= idsEach && u.First%idsEach == 0, "uid_range.first", "%d must be a multiple of %d and not 0", u.First, idsEach)
+	// The last id of all, 4294967295, means "none" to the kernel.
+	most := (int64(math.MaxUint32) - int64(u.First)) / idsEach
+	k.that(u.Count >= 1 && int64(u.Count) <= most, "uid_range.count", "%d is not between 1 and %d, which fit above uid_range.first", u.Count, most)
+}
+
+func (k *checker) limits(l Limits, c Capacity) {
+	d, m := l.Default, l.Max
+	k.that(d.CPU > 0, "limits.default.cpu", "must be more than 0")
+	k.that(d.Memory >= minMemory, "limits.default.memory", "%s is too little: at least %s", d.Memory, Size(minMemory))
+	k.that(d.PIDs >= 2, "limits.default.pids", "%d is too little: at least 2", d.PIDs)
+	k.that(d.Disk >= minDisk, "limits.default.disk", "%s is too little: at least %s", d.Disk, Size(minDisk))
+	k.that(d.Inodes >= 1000, "limits.default.inodes", "%d is too little: at least 1000", d.Inodes)
+	for _, b := range []struct {
+		name         string
+		deflt, most  int64
+		fits, inText string
+	}{
+		{"cpu", int64(d.CPU), int64(m.CPU), d.CPU.String(), m.CPU.String()},
+		{"memory", int64(d.Memory), int64(m.Memory), d.Memory.String(), m.Memory.String()},
+		{"pids", d.PIDs, m.PIDs, fmt.Sprint(d.PIDs), fmt.Sprint(m.PIDs)},
+		{"disk", int64(d.Disk), int64(m.Disk), d.Disk.String(), m.Disk.String()},
+		{"inodes", d.Inodes, m.Inodes, fmt.Sprint(d.Inodes), fmt.Sprint(m.Inodes)},
+	} {
+		k.that(b.most >= 0, "limits.max."+b.name, "must not be negative")
+		k.that(b.most <= 0 || b.most >= b.deflt, "limits.max."+b.name, "%s is less than limits.default.%s (%s)", b.inText, b.name, b.fits)
+	}
+	k.that(c.Jobs >= 0, "capacity.jobs", "must not be negative")
+	k.that(c.CPU == 0 || c.CPU >= d.CPU, "capacity.cpu", "%s is less than limits.default.cpu (%s): no job would fit", c.CPU, d.CPU)
+	k.that(c.Memory == 0 || c.Memory >= d.Memory, "capacity.memory", "%s is less than limits.default.memory (%s): no job would fit", c.Memory, d.Memory)
+}
+
+func (k *checker) policy(p Policy) {
+	k.that(p.MaxDepth >= 0 && p.MaxDepth <= 8, "policy.max_depth", "%d is not between 0 and 8", p.MaxDepth)
+	known := append([]sandbox.Kind{Machine}, sandbox.Kinds()...)
+	for outer, inner := range p.May {
+		k.that(slices.Contains(known, sandbox.Kind(outer)), "policy.may."+outer, "unknown layer %q: use one of %v", outer, known)
+		for i, kind := range inner {
+			k.that(slices.Contains(sandbox.Kinds(), kind), fmt.Sprintf("policy.may.%s[%d]", outer, i), "unknown layer %q: use one of %v", kind, sandbox.Kinds())
+		}
+	}
+}
+
+func (k *checker) pool(c *Config) {
+	policy := c.Policy.Sandbox()
+	for i, p := range c.Pool {
+		at := fmt.Sprintf("pool[%d]", i)
+		if len(p.Sandbox) == 0 {
+			k.bad(at, "sandbox is missing: name a nesting such as container")
+		} else if err := policy.Allow(p.Sandbox); err != nil {
+			k.bad(at+".sandbox", "%v", err)
+		}
+		k.image(at+".image", p.Image, false)
+		k.that(p.Size >= 1 && p.Size <= c.UIDRange.Count, at+".size", "%d is not between 1 and uid_range.count (%d)", p.Size, c.UIDRange.Count)
+	}
+}

@@ -1,0 +1,265 @@
+// Package config is runnerd's configuration: one strict YAML file, and defaults that need no file at all.
+package config
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// DefaultPath is where the configuration is looked for when none is named. It need not exist.
+const DefaultPath = "/etc/runnerd/runnerd.yaml"
+
+// Config is the whole configuration. The doc tags are the descriptions in the JSON Schema and the comments in
+// the reference file.
+type Config struct {
+	Version  int    `yaml:"version" doc:"Version of this format. There is only 1."`
+	StateDir string `yaml:"state_dir" doc:"Where everything that outlives a restart is kept: queue, logs, images, caches, disks. One runnerd per directory. Overridden by --state-dir."`
+	RunDir   string `yaml:"run_dir" doc:"Where sockets and mounts are; empty after a boot. With --state-dir DIR and nothing here it is DIR/run."`
+	Socket   Socket `yaml:"socket" doc:"The socket that the command line and other clients speak to. Whoever may open it may run jobs and see all of them."`
+
+	EnginesDir             string     `yaml:"engines_dir" doc:"The engines that 'make engines' builds. Empty: the directory engines beside the executable, else /usr/local/lib/runnerd/engines."`
+	AllowVulnerableEngines bool       `yaml:"allow_vulnerable_engines" doc:"Start although an engine has a known way out of the sandbox. Never in production."`
+	Images                 Images     `yaml:"images" doc:"Images that are there without any network."`
+	Containerd             Containerd `yaml:"containerd" doc:"The containerd that holds the sandboxes."`
+	Network                Network    `yaml:"network" doc:"The network of the sandboxes."`
+	UIDRange               UIDRange   `yaml:"uid_range" doc:"The host uids and gids that sandboxes run as. Every sandbox has a range of 65536 of its own; nothing else on the machine may use them."`
+
+	Limits   Limits   `yaml:"limits" doc:"What one job may use."`
+	Capacity Capacity `yaml:"capacity" doc:"What all jobs together may hold. A job waits until it fits."`
+	Timeout  Timeout  `yaml:"timeout" doc:"How long a job may run, counted from when it fits."`
+	Drain    Duration `yaml:"drain" doc:"How long running jobs may go on after runnerd was told to stop, before they are cancelled."`
+	Logs     Logs     `yaml:"logs" doc:"The logs of jobs."`
+	Policy   Policy   `yaml:"policy" doc:"Which nestings of sandboxes may run. What is not listed is refused."`
+	Pool     []Pool   `yaml:"pool" doc:"Sandboxes that are started ahead, so that a job of the same kind and image begins at once, such as: {sandbox: container, image: debian:bookworm-slim, size: 4}."`
+
+	Builder      Builder  `yaml:"builder" doc:"The BuildKit workers, one a project."`
+	Registry     Registry `yaml:"registry" doc:"The registry in runnerd: where images come from and where builds are pushed to."`
+	SandboxImage string   `yaml:"sandbox_image" doc:"The image of engines: dockerd, buildkitd, docker, buildx, git."`
+	JobImage     string   `yaml:"job_image" doc:"The image of a job that names none."`
+	Log          Log      `yaml:"log" doc:"What runnerd itself says, on its standard error."`
+}
+
+// Socket is the API's socket.
+type Socket struct {
+	Path  string   `yaml:"path" doc:"Empty: runnerd.sock in run_dir. Overridden by --socket."`
+	Mode  FileMode `yaml:"mode" doc:"Its permissions, octal."`
+	Group string   `yaml:"group" doc:"The group that may use it. Empty: the group runnerd if it exists, else root only."`
+}
+
+// Images are those that are loaded at start.
+type Images struct {
+	Preload []string `yaml:"preload" doc:"OCI layout directories to load into the registry at start. Empty: the directory images beside the executable, if it exists."`
+}
+
+// Containerd says which containerd to use.
+type Containerd struct {
+	Address string `yaml:"address" doc:"Its socket. Empty: runnerd starts one of its own, from engines_dir."`
+}
+
+// Network is the sandboxes'.
+type Network struct {
+	Subnet netip.Prefix `yaml:"subnet" doc:"Where sandboxes get their addresses from. It must not be in use elsewhere."`
+	MTU    int          `yaml:"mtu" doc:"Of the sandboxes' interfaces, in bytes. 0: derived from the machine's."`
+	DNS    []netip.Addr `yaml:"dns" doc:"The sandboxes' name servers. Empty: those of the machine."`
+}
+
+// UIDRange is where sandboxes get their ids from.
+type UIDRange struct {
+	First uint32 `yaml:"first" doc:"The first id, a multiple of 65536."`
+	Count int    `yaml:"count" doc:"How many ranges, and so how many sandboxes at once."`
+}
+
+// Limits are those of one job.
+type Limits struct {
+	Default Bounds `yaml:"default" doc:"For a job that does not say."`
+	Max     Bounds `yaml:"max" doc:"The most that a job may ask for; 0: as much as capacity allows."`
+}
+
+// Bounds are the limits of a sandbox.
+type Bounds struct {
+	CPU    CPU   `yaml:"cpu" doc:"Processors: 1.5 or 1500m."`
+	Memory Size  `yaml:"memory" doc:"Memory, swap included: 512MiB."`
+	PIDs   int64 `yaml:"pids" doc:"Processes and threads."`
+	Disk   Size  `yaml:"disk" doc:"The scratch disk."`
+	Inodes int64 `yaml:"inodes" doc:"Files on the scratch disk."`
+}
+
+// Limits returns the bounds as a sandbox's limits.
+func (b Bounds) Limits() sandbox.Limits {
+	return sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: b.PIDs, Disk: int64(b.Disk), Inodes: b.Inodes}
+}
+
+// Capacity is what all jobs together may hold.
+type Capacity struct {
+	CPU    CPU  `yaml:"cpu" doc:"Processors. 0: those of the machine."`
+	Memory Size `yaml:"memory" doc:"Memory. 0: 80 % of the machine's."`
+	Jobs   int  `yaml:"jobs" doc:"Jobs at once. 0: 32 for each processor."`
+}
+
+// Timeout is that of jobs.
+type Timeout struct {
+	Default Duration `yaml:"default" doc:"For a job that does not say."`
+	Max     Duration `yaml:"max" doc:"The longest that is granted."`
+}
+
+// Logs are those of jobs.
+type Logs struct {
+	MaxBytes Size     `yaml:"max_bytes" doc:"The size of one job's log. Of a longer one the beginning and the end are kept."`
+	Keep     Duration `yaml:"keep" doc:"How long finished jobs and their logs are kept."`
+	KeepJobs int      `yaml:"keep_jobs" doc:"How many finished jobs are kept."`
+}
+
+// Policy says which nestings may run.
+type Policy struct {
+	MaxDepth int                       `yaml:"max_depth" doc:"The largest number of layers."`
+	May      map[string][]sandbox.Kind `yaml:"may" doc:"Which layer may hold which; 'machine' is the machine itself."`
+}
+
+// Machine is the key of Policy.May that stands for the machine itself.
+const Machine = "machine"
+
+// Sandbox returns the policy as the sandbox package has it.
+func (p Policy) Sandbox() sandbox.Policy {
+	out := sandbox.Policy{MaxDepth: p.MaxDepth, May: map[sandbox.Kind][]sandbox.Kind{}}
+	for outer, inner := range p.May {
+		if outer == Machine {
+			outer = ""
+		}
+		out.May[sandbox.Kind(outer)] = inner
+	}
+	return out
+}
+
+// Pool is a number of sandboxes that are started ahead.
+type Pool struct {
+	Sandbox sandbox.Nesting `yaml:"sandbox" doc:"The nesting, such as container or container/dind."`
+	Image   string          `yaml:"image" doc:"The image of the jobs. Empty: job_image."`
+	Size    int             `yaml:"size" doc:"How many are kept ready."`
+}
+
+// Builder is a BuildKit worker.
+type Builder struct {
+	Image     string   `yaml:"image" doc:"Its image. Empty: sandbox_image."`
+	Memory    Size     `yaml:"memory" doc:"Memory of one worker. 0: half of capacity.memory."`
+	CPU       CPU      `yaml:"cpu" doc:"Processors of one worker. 0: capacity.cpu."`
+	Disk      Size     `yaml:"disk" doc:"Size of its cache disk."`
+	Idle      Duration `yaml:"idle" doc:"After how long without a build a worker is stopped. Its cache stays."`
+	Frontends []string `yaml:"frontends" doc:"Images that '# syntax=' lines may name, such as docker/dockerfile. Others are refused."`
+}
+
+// Registry is runnerd's own.
+type Registry struct {
+	Address string `yaml:"address" doc:"Where it listens; without a host, on the sandboxes' gateway and the loopback only."`
+	Root    string `yaml:"root" doc:"Where it keeps its blobs. Empty: the directory registry in state_dir."`
+}
+
+// Log is runnerd's own.
+type Log struct {
+	Format string `yaml:"format" doc:"text or json." enum:"text,json"`
+	Level  string `yaml:"level" doc:"debug, info, warn or error." enum:"debug,info,warn,error"`
+}
+
+// Default returns the configuration that applies without a file.
+func Default() *Config {
+	return &Config{
+		Version:  1,
+		StateDir: "/var/lib/runnerd",
+		RunDir:   "/run/runnerd",
+		Socket:   Socket{Mode: 0o660},
+		Network:  Network{Subnet: netip.MustParsePrefix("10.87.0.0/16")},
+		UIDRange: UIDRange{First: 1879048192, Count: 4096},
+		Limits: Limits{
+			Default: Bounds{CPU: 1000, Memory: 1 << 30, PIDs: 4096, Disk: 10 << 30, Inodes: 1_000_000},
+			Max:     Bounds{PIDs: 65536, Disk: 200 << 30, Inodes: 20_000_000},
+		},
+		Timeout: Timeout{Default: Duration(time.Hour), Max: Duration(24 * time.Hour)},
+		Drain:   Duration(time.Minute),
+		Logs:    Logs{MaxBytes: 16 << 20, Keep: Duration(7 * 24 * time.Hour), KeepJobs: 1000},
+		Policy: Policy{MaxDepth: 2, May: map[string][]sandbox.Kind{
+			Machine:                   {sandbox.Container},
+			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
+		}},
+		Builder:      Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
+		Registry:     Registry{Address: ":5000"},
+		SandboxImage: "runnerd/sandbox:latest",
+		JobImage:     "debian:bookworm-slim",
+		Log:          Log{Format: "text", Level: "info"},
+	}
+}
+
+// Resolve fills in what depends on this machine and on other options: what is documented as "Empty: …" and
+// "0: …". It is safe to call twice.
+func (c *Config) Resolve() {
+	if c.Socket.Path == "" {
+		c.Socket.Path = filepath.Join(c.RunDir, "runnerd.sock")
+	}
+	beside := "."
+	if exe, err := os.Executable(); err == nil {
+		if real, err := filepath.EvalSymlinks(exe); err == nil {
+			exe = real
+		}
+		beside = filepath.Dir(exe)
+	}
+	if c.EnginesDir == "" {
+		c.EnginesDir = "/usr/local/lib/runnerd/engines"
+		if dir := filepath.Join(beside, "engines"); isDir(dir) {
+			c.EnginesDir = dir
+		}
+	}
+	if len(c.Images.Preload) == 0 {
+		if dir := filepath.Join(beside, "images"); isDir(dir) {
+			c.Images.Preload = []string{dir}
+		}
+	}
+	if c.Capacity.CPU == 0 {
+		c.Capacity.CPU = CPU(1000 * runtime.NumCPU())
+	}
+	if c.Capacity.Memory == 0 {
+		c.Capacity.Memory = machineMemory() / 5 * 4
+	}
+	if c.Capacity.Jobs == 0 {
+		c.Capacity.Jobs = 32 * runtime.NumCPU()
+	}
+	if c.Builder.CPU == 0 {
+		c.Builder.CPU = c.Capacity.CPU
+	}
+	if c.Builder.Memory == 0 {
+		c.Builder.Memory = c.Capacity.Memory / 2
+	}
+	if c.Builder.Image == "" {
+		c.Builder.Image = c.SandboxImage
+	}
+	if c.Registry.Root == "" {
+		c.Registry.Root = filepath.Join(c.StateDir, "registry")
+	}
+	for i := range c.Pool {
+		if c.Pool[i].Image == "" {
+			c.Pool[i].Image = c.JobImage
+		}
+	}
+}
+
+func isDir(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
+}
+
+// machineMemory is MemTotal of proc_meminfo(5), in bytes; 1 GiB if that cannot be read.
+func machineMemory() Size {
+	text, _ := os.ReadFile("/proc/meminfo")
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == "MemTotal:" {
+			if kib, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				return Size(kib << 10)
+			}
+		}
+	}
+	return 1 << 30
+}
