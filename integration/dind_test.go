@@ -58,7 +58,7 @@ func TestDinDWorks(t *testing.T) {
 		"memory limit": {`docker run --rm -m 64m debian:bookworm-slim sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max'`, "67108864"},
 		"driver":       {`docker info -f '{{.Driver}}'`, "overlayfs"},
 		"bridge":       {`docker network create n >/dev/null && docker run -d --name srv --network n debian:bookworm-slim sleep 60 >/dev/null && docker run --rm --network n debian:bookworm-slim getent hosts srv | wc -l`, "1"},
-		"volume":       {`docker run --rm -v v:/v debian:bookworm-slim sh -c 'echo kept >/v/f' && docker run --rm -v v:/v debian:bookworm-slim cat /v/f`, "kept"},
+		"volume":       {`docker run --rm -v vol:/v debian:bookworm-slim sh -c 'echo kept >/v/f' && docker run --rm -v vol:/v debian:bookworm-slim cat /v/f`, "kept"},
 		"bind mount":   {`echo shared >/workspace/f && docker run --rm -v /workspace:/w debian:bookworm-slim cat /w/f`, "shared"},
 		"build":        {`cd /workspace && printf 'FROM debian:bookworm-slim\nRUN echo built >/b\nCMD cat /b\n' >Dockerfile && docker build -q -t b . >/dev/null && docker run --rm b`, "built"},
 		"mtu":          {`docker run --rm debian:bookworm-slim cat /sys/class/net/eth0/mtu`, strconv.Itoa(host.container.MTU())},

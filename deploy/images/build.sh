@@ -78,7 +78,7 @@ apt-config dump | grep -Ei '^Acquire::[a-z]+::Proxy' >"$work/apt.conf" || true
 digest() { sha256sum | cut -d' ' -f1; }
 
 common=$({
-	cat "$here"/*.sh "$here"/mkimage/*.go
+	cat "$here"/*.sh "$here"/mkimage/{image,layer,layout,main,recipe}.go
 	echo "$SOURCE_DATE_EPOCH" "$mirror" "$security"
 	dpkg --print-architecture
 	((${#certificates[@]} == 0)) || sha256sum "${certificates[@]}"

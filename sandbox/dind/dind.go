@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -144,15 +143,6 @@ func (e *engine) awaitClient(ctx context.Context) bool {
 	return err == nil && waits && ctx.Err() == nil
 }
 
-// startScript moves the engine out of its cgroup's root on v2, where a cgroup with processes may not hand
-// controllers to its children (cgroup-v2, "No Internal Process Constraint").
-const startScript = `if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-	mkdir -p /sys/fs/cgroup/init
-	while read -r pid; do echo "$pid" >/sys/fs/cgroup/init/cgroup.procs; done </sys/fs/cgroup/cgroup.procs
-	echo "+cpu +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
-fi
-exec dockerd "$@"`
-
 // run runs the engine until it ends.
 func (e *engine) run(ctx context.Context) error {
 	volumes := maps.Clone(e.spec.Volumes) // bind mounts mean the same on both sides of the socket
@@ -164,9 +154,9 @@ func (e *engine) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start Docker Engine: %w", err)
 	}
-	log := &tail{}
+	log := sandbox.NewTail(4096)
 	exit, err := member.Exec(ctx, sandbox.Process{
-		Args:  append([]string{"sh", "-c", startScript, "dockerd"}, e.arguments()...),
+		Args:  sandbox.EngineArgs(append([]string{"dockerd"}, e.arguments()...)...),
 		Files: []*os.File{e.socket}, Stdout: log, Stderr: log,
 	})
 	if err == nil {
@@ -249,28 +239,4 @@ func (e *engine) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("end Docker Engine: %w", context.Cause(ctx))
 	}
-}
-
-// tail keeps the end of what is written to it, for error messages.
-type tail struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-const tailSize = 4096
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, p...)
-	if over := len(t.text) - tailSize; over > 0 {
-		t.text = append(t.text[:0], t.text[over:]...)
-	}
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.text))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -56,10 +57,13 @@ func (r *recipe) add(n *parser.Node) error {
 	if name != "COPY" && name != "RUN" && len(n.Flags) > 0 {
 		return fmt.Errorf("%s with %s is not supported", name, n.Flags[0])
 	}
+	if len(words) == 0 {
+		return fmt.Errorf("%s says nothing", name)
+	}
 	switch name {
 	case "FROM":
 		if len(words) != 1 || r.from != "" {
-			return fmt.Errorf("one FROM with one image is supported")
+			return errors.New("one FROM with one image is supported")
 		}
 		if words[0] != "scratch" {
 			r.from = words[0]
@@ -90,7 +94,7 @@ func (r *recipe) add(n *parser.Node) error {
 
 func (r *recipe) addCopy(n *parser.Node, words []string) error {
 	if len(words) < 2 {
-		return fmt.Errorf("COPY needs a source and a destination")
+		return errors.New("COPY needs a source and a destination")
 	}
 	c := copyLine{text: n.Original, sources: words[:len(words)-1], dest: words[len(words)-1]}
 	for _, flag := range n.Flags {
@@ -105,7 +109,7 @@ func (r *recipe) addCopy(n *parser.Node, words []string) error {
 		}
 	}
 	if c.context == "" || !strings.HasPrefix(c.dest, "/") || !strings.HasSuffix(c.dest, "/") {
-		return fmt.Errorf("COPY is supported with --from=CONTEXT and an absolute destination that ends in a slash")
+		return errors.New("COPY is supported with --from=CONTEXT and an absolute destination that ends in a slash")
 	}
 	r.copies = append(r.copies, c)
 	return nil

@@ -1,0 +1,100 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/client"
+
+	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+func newWorkers(t *testing.T) *buildkit.Workers {
+	ws := buildkit.NewWorkers(buildkit.WorkersConfig{
+		Open: func(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+			return host.container.StartEngine(ctx, spec)
+		},
+		Image: engine, Mirror: fmt.Sprintf("%s:%d", host.container.Gateway(), host.port),
+		Registry: fmt.Sprintf("registry.runnerd.internal:%d", host.port), RegistryAddress: host.container.Gateway().String(),
+		KeepBytes: 4 << 30, IdleTimeout: time.Minute, Log: slog.Default(),
+	})
+	t.Cleanup(func() {
+		ws.Close()
+		if left := host.leftovers("builder-"); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+	return ws
+}
+
+func TestBuild(t *testing.T) {
+	dir := t.TempDir()
+	tag := fmt.Sprintf("registry.runnerd.internal:%d/it/app:1", host.port)
+	for name, text := range map[string]string{
+		"docker-bake.hcl": `
+variable "TAG" { default = "unset" }
+group "default" { targets = ["base", "app", "broken"] }
+target "base" { dockerfile = "base.Dockerfile" }
+target "app" {
+  contexts = { base = "target:base" }
+  args = { WHO = "world" }
+  tags = [TAG]
+  secret = ["type=env,id=token,env=TOKEN"]
+}
+target "broken" { dockerfile-inline = "FROM debian:bookworm-slim\nRUN exit 3\n" }
+`,
+		"base.Dockerfile": "FROM debian:bookworm-slim\nRUN echo base >/base\nENV FROM_BASE=1\n",
+		"Dockerfile":      "# syntax=docker/dockerfile:1\nFROM base\nARG WHO\nRUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = s3cret && test \"$FROM_BASE\" = 1 && test ! -e /run/secrets/nothing && echo hello $WHO >/hello\nCOPY Dockerfile /src\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan, err := buildkit.Read(t.Context(), buildkit.Input{Dir: dir, Vars: map[string]string{"TAG": tag}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(plan.Build) != 3 {
+		t.Fatalf("targets: %v", plan.Build)
+	}
+	ws := newWorkers(t)
+	began := time.Now()
+	lease, err := ws.Lease(t.Context(), "it")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lease.Close(context.Background())
+	t.Logf("worker ready after %s", time.Since(began))
+	run := func(target string) (buildkit.Result, error) {
+		b := buildkit.Build{
+			Dir: dir, Plan: plan.Closure(target), Target: target, Push: target == "app",
+			Secrets: map[string][]byte{"token": []byte("s3cret")}, Insecure: func(string) bool { return true },
+		}
+		return b.Run(t.Context(), lease.Client, func(*client.SolveStatus) {})
+	}
+	cold, err := run("app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	warm, err := run("app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("cold %+v\nwarm %+v", cold, warm)
+	if cold.Digest == "" || cold.Digest != warm.Digest || warm.Cached == 0 || warm.Cached != warm.Steps {
+		t.Errorf("the second build was not all cached, or another image")
+	}
+	var step *buildkit.StepError
+	if _, err := run("broken"); !errors.As(err, &step) || step.Code != 3 {
+		t.Errorf("broken: got %v, want exit code 3", err)
+	}
+}

@@ -1,0 +1,140 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/runnerd/runnerd/runner"
+	"github.com/runnerd/runnerd/runner/queue"
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// Version is the API's; its paths begin with /v1.
+const Version = "1.0.0"
+
+// The kinds of payloads of a runner.Request.
+const (
+	KindScript = "script" // Payload is a Script
+	KindBuild  = "build"  // Payload is what the Builder made
+)
+
+// Submission asks for a job that runs one command.
+type Submission struct {
+	Name    string          `json:"name,omitempty" maxLength:"200" doc:"For people; the command if empty."`
+	Project string          `json:"project,omitempty" maxLength:"200" doc:"Whose caches the job may share."`
+	Sandbox sandbox.Nesting `json:"sandbox,omitempty" doc:"The nesting of its sandbox: container (the default) or container/dind."`
+	Image   string          `json:"image,omitempty" maxLength:"500" doc:"Empty: the configured one."`
+	Env     []string        `json:"env,omitempty" maxItems:"10000" doc:"KEY=value, added to the image's."`
+	Limits  sandbox.Limits  `json:"limits,omitzero"`
+	Timeout runner.Duration `json:"timeout,omitempty" doc:"Such as 30m; empty: the configured one."`
+	Attach  bool            `json:"attach,omitempty" doc:"The job waits for a client at /v1/jobs/{id}/attach and ends with it."`
+	Secrets []string        `json:"secrets,omitempty" maxItems:"1000" doc:"Texts to hide in the log. Kept in memory only."`
+	Script  Script          `json:"script"`
+}
+
+// Script is one command. It is the payload of a request of KindScript.
+type Script struct {
+	Command []string `json:"command" minItems:"1" maxItems:"10000" doc:"The argument vector."`
+	User    string   `json:"user,omitempty" doc:"user, uid, user:group or uid:gid; empty: the image's."`
+	Dir     string   `json:"dir,omitempty" doc:"The working directory; empty: the image's."`
+	TTY     bool     `json:"tty,omitempty" doc:"Give the command a pseudo-terminal. Only for attached jobs."`
+	Stdin   bool     `json:"stdin,omitempty" doc:"Its standard input comes from the attached client; otherwise it is empty."`
+	Rows    uint16   `json:"rows,omitempty" doc:"The terminal's size."`
+	Cols    uint16   `json:"cols,omitempty"`
+}
+
+// Build asks for the targets of a bake file or of a Dockerfile to be built, each as a job.
+type Build struct {
+	Workspace   string            `json:"workspace" doc:"The context, as /v1/workspaces has named it. A build uses it up."`
+	Project     string            `json:"project,omitempty" maxLength:"200" doc:"Whose caches the build may share."`
+	Files       []string          `json:"files,omitempty" maxItems:"100" doc:"Bake files or one Dockerfile, relative to the workspace. Empty: as docker buildx bake looks for them, then Dockerfile."`
+	Targets     []string          `json:"targets,omitempty" maxItems:"1000" doc:"Targets or groups of a bake file; of a Dockerfile one stage."`
+	Set         []string          `json:"set,omitempty" maxItems:"1000" doc:"Overrides as docker buildx bake --set has them: target.key=value."`
+	Vars        map[string]string `json:"vars,omitempty" doc:"Values of the bake file's variables."`
+	Tags        []string          `json:"tags,omitempty" maxItems:"100"`
+	BuildArgs   map[string]string `json:"build_args,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations []string          `json:"annotations,omitempty" maxItems:"1000"`
+	Platforms   []string          `json:"platforms,omitempty" maxItems:"100"`
+	Outputs     []string          `json:"outputs,omitempty" maxItems:"100" doc:"As docker buildx build --output has them."`
+	CacheFrom   []string          `json:"cache_from,omitempty" maxItems:"100"`
+	CacheTo     []string          `json:"cache_to,omitempty" maxItems:"100"`
+	Secrets     map[string][]byte `json:"secrets,omitempty" doc:"By id. Kept in memory only, and hidden in logs."`
+	Push        bool              `json:"push,omitempty"`
+	NoCache     bool              `json:"no_cache,omitempty"`
+	Pull        bool              `json:"pull,omitempty"`
+	Timeout     runner.Duration   `json:"timeout,omitempty" doc:"Of each target."`
+	Limits      sandbox.Limits    `json:"limits,omitzero"`
+}
+
+// Accepted are the jobs of a build.
+type Accepted struct {
+	Group string `json:"group" doc:"What they have in common."`
+	Jobs  []Job  `json:"jobs" doc:"One a target."`
+}
+
+// Job is what is known of a job.
+type Job struct {
+	ID        string          `json:"id"`
+	Name      string          `json:"name,omitempty"`
+	Project   string          `json:"project,omitempty"`
+	Group     string          `json:"group,omitempty"`
+	Kind      string          `json:"kind"`
+	Sandbox   sandbox.Nesting `json:"sandbox,omitempty"`
+	Image     string          `json:"image,omitempty"`
+	Limits    sandbox.Limits  `json:"limits"`
+	Timeout   runner.Duration `json:"timeout,omitempty"`
+	Attach    bool            `json:"attach,omitempty"`
+	State     runner.State    `json:"state" enum:"queued,waiting,opening,running,closing,finished"`
+	Detail    string          `json:"detail,omitempty" doc:"Why it is in this state, for people."`
+	Result    *Result         `json:"result,omitempty" doc:"Absent until the job is finished."`
+	Submitted time.Time       `json:"submitted"`
+	Finished  time.Time       `json:"finished,omitzero"`
+}
+
+// Result is how a job ended; see runner.Result.
+type Result struct {
+	Outcome  runner.Outcome  `json:"outcome" enum:"succeeded,failed,errored,rejected,cancelled,timed_out"`
+	Reason   string          `json:"reason,omitempty" doc:"A word for programs, such as oom."`
+	Message  string          `json:"message,omitempty" doc:"A sentence for people."`
+	ExitCode int             `json:"exit_code"`
+	Step     string          `json:"step,omitempty" doc:"The step that did not succeed."`
+	Usage    sandbox.Usage   `json:"usage"`
+	Times    runner.Times    `json:"times"`
+	Detail   json.RawMessage `json:"detail,omitempty" doc:"What a step tells beyond its exit code, such as a build's digest."`
+}
+
+// jobOf is what clients see of a job: neither its environment nor its payload.
+func jobOf(i queue.Info) Job {
+	j := Job{
+		ID: i.ID, Name: i.Name, Project: i.Project, Group: i.Group, Kind: i.Kind,
+		Sandbox: i.Nesting, Image: i.Image, Limits: i.Limits, Timeout: i.Timeout, Attach: i.Attach,
+		State: i.State, Detail: i.Detail, Submitted: i.Submitted, Finished: i.Finished,
+	}
+	if i.Result != nil {
+		r := Result(*i.Result)
+		j.Result = &r
+	}
+	return j
+}
+
+// Workspace is an uploaded context.
+type Workspace struct {
+	ID      string `json:"id"`
+	Bytes   int64  `json:"bytes"`
+	Entries int64  `json:"entries"`
+}
+
+// VersionInfo says what a daemon is.
+type VersionInfo struct {
+	Version string `json:"version"`
+	API     string `json:"api"`
+	Go      string `json:"go"`
+	Engines any    `json:"engines,omitempty"`
+}
+
+// Health says whether a daemon can run jobs.
+type Health struct {
+	Status string `json:"status" enum:"ok,draining"`
+	Active int    `json:"active" doc:"Jobs that are not finished."`
+}
