@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/patternmatcher/ignorefile"
 	"github.com/tonistiigi/fsutil"
 )
 
@@ -103,29 +105,62 @@ func (b Build) Run(ctx context.Context, c *client.Client, progress func(*client.
 // once.
 func localKey(dir string) string { return "dir:" + filepath.Clean(dir) }
 
+// dockerfileKey names a directory that a Dockerfile is read from; what .dockerignore excludes is in it.
+func dockerfileKey(dir string) string { return "dockerfile:" + filepath.Clean(dir) }
+
+func dockerfileDir(t Target) string { return filepath.Dir(filepath.Join(t.Context, t.Dockerfile)) }
+
+// contextFS is a directory without what its .dockerignore excludes.
+func contextFS(dir string) (fsutil.FS, error) {
+	all, err := fsutil.NewFS(dir)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Open(filepath.Join(dir, ".dockerignore"))
+	if errors.Is(err, os.ErrNotExist) {
+		return all, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	patterns, err := ignorefile.ReadAll(io.LimitReader(file, maxFile))
+	if err != nil {
+		return nil, fmt.Errorf(".dockerignore: %w", err)
+	}
+	return fsutil.NewFilterFS(all, &fsutil.FilterOpt{ExcludePatterns: patterns})
+}
+
 // solveOpt says what the session offers: directories, secrets, and where the result goes.
 func (b Build) solveOpt() (client.SolveOpt, error) {
 	target := b.Plan.Targets[b.Target]
 	opt := client.SolveOpt{LocalMounts: map[string]fsutil.FS{}}
+	offer := func(key, dir string, open func(string) (fsutil.FS, error)) error {
+		if opt.LocalMounts[key] != nil {
+			return nil
+		}
+		local, err := open(filepath.Join(b.Dir, dir))
+		if err != nil {
+			return fmt.Errorf("context %s: %w", dir, err)
+		}
+		opt.LocalMounts[key] = local
+		return nil
+	}
 	for _, t := range b.Plan.Targets {
-		dirs := []string{t.Context}
-		if t.DockerfileInline == "" {
-			dirs = append(dirs, filepath.Dir(filepath.Join(t.Context, t.Dockerfile)))
+		if err := offer(localKey(t.Context), t.Context, contextFS); err != nil {
+			return opt, err
+		}
+		if dir := dockerfileDir(t); t.DockerfileInline == "" {
+			if err := offer(dockerfileKey(dir), dir, fsutil.NewFS); err != nil {
+				return opt, err
+			}
 		}
 		for _, c := range t.Contexts {
-			if !strings.HasPrefix(c, "target:") && !strings.Contains(c, "://") {
-				dirs = append(dirs, c)
-			}
-		}
-		for _, dir := range dirs {
-			if opt.LocalMounts[localKey(dir)] != nil {
+			if strings.HasPrefix(c, "target:") || strings.Contains(c, "://") {
 				continue
 			}
-			local, err := fsutil.NewFS(filepath.Join(b.Dir, dir))
-			if err != nil {
-				return opt, fmt.Errorf("context %s: %w", dir, err)
+			if err := offer(localKey(c), c, contextFS); err != nil {
+				return opt, err
 			}
-			opt.LocalMounts[localKey(dir)] = local
 		}
 	}
 	secrets := map[string][]byte{}
@@ -249,6 +284,13 @@ func (s solver) solve(ctx context.Context, name string, path []string) (*gateway
 	for _, c := range t.CacheFrom {
 		request.CacheImports = append(request.CacheImports, gateway.CacheOptionsEntry(c))
 	}
+	// The frontend knows one directory by the name "context", a plan has many: each goes in as an input.
+	context, err := llb.Local(localKey(t.Context), llb.SharedKeyHint(localKey(t.Context)),
+		llb.WithCustomName("[internal] load build context")).Marshal(ctx)
+	if err != nil {
+		return nil, err
+	}
+	request.FrontendInputs["context"] = context.ToPB()
 	if t.DockerfileInline != "" {
 		def, err := llb.Scratch().File(llb.Mkfile("Dockerfile", 0o644, []byte(t.DockerfileInline))).Marshal(ctx)
 		if err != nil {
@@ -256,8 +298,8 @@ func (s solver) solve(ctx context.Context, name string, path []string) (*gateway
 		}
 		request.FrontendInputs["dockerfile"] = def.ToPB()
 	}
-	for as, context := range t.Contexts {
-		linked, ok := strings.CutPrefix(context, "target:")
+	for as, from := range t.Contexts {
+		linked, ok := strings.CutPrefix(from, "target:")
 		if !ok {
 			continue
 		}
@@ -308,12 +350,11 @@ func link(ctx context.Context, request *gateway.SolveRequest, as string, result 
 func attributes(t Target) map[string]string {
 	attrs := map[string]string{
 		// Set, it keeps the frontend from looking for a "# syntax" line; Read has judged that line.
-		"cmdline":    "docker/dockerfile",
-		"contextkey": localKey(t.Context),
-		"filename":   filepath.Base(t.Dockerfile),
+		"cmdline":  "docker/dockerfile",
+		"filename": filepath.Base(t.Dockerfile),
 	}
 	if t.DockerfileInline == "" {
-		attrs["dockerfilekey"] = localKey(filepath.Dir(filepath.Join(t.Context, t.Dockerfile)))
+		attrs["dockerfilekey"] = dockerfileKey(dockerfileDir(t))
 	} else {
 		attrs["filename"] = "Dockerfile"
 	}

@@ -83,6 +83,9 @@ type Input struct {
 	Targets []string // none: "default"
 	Set     []string // bake overrides, "target.key=value"
 	Vars    map[string]string
+	// Frontends are images that "# syntax" lines may name besides docker/dockerfile; the built-in frontend
+	// serves them all.
+	Frontends []string
 }
 
 // Read reads a plan from bake files, or from a Dockerfile as its one target "default". Every error of the
@@ -108,11 +111,17 @@ func Read(ctx context.Context, in Input) (Plan, error) {
 		if len(files) == 1 {
 			dockerfile = files[0]
 		}
-		plan = Plan{Targets: map[string]Target{"default": {Context: ".", Dockerfile: dockerfile}}, Build: []string{"default"}}
+		stage := ""
+		if len(in.Targets) > 1 {
+			return Plan{}, fmt.Errorf("%s has stages, of which one can be built: %d were named", dockerfile, len(in.Targets))
+		} else if len(in.Targets) == 1 && in.Targets[0] != "default" {
+			stage = in.Targets[0]
+		}
+		plan = Plan{Targets: map[string]Target{"default": {Context: ".", Dockerfile: dockerfile, Stage: stage}}, Build: []string{"default"}}
 	} else if plan, err = readBake(ctx, root, files, in); err != nil {
 		return Plan{}, err
 	}
-	return plan, plan.check(root)
+	return plan, plan.check(root, in.Frontends)
 }
 
 // isDockerfile tells a Dockerfile from a bake file by its name, as buildx tells HCL from JSON and compose.
@@ -238,20 +247,20 @@ func values(from map[string]*string) map[string]string {
 }
 
 // check validates the plan's paths and Dockerfiles.
-func (p Plan) check(root *os.Root) error {
+func (p Plan) check(root *os.Root, frontends []string) error {
 	if len(p.Build) == 0 {
 		return errors.New("nothing to build: name a target, or define a group or target \"default\"")
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(p.Targets)) {
-		if err := p.checkTarget(root, p.Targets[name]); err != nil {
+		if err := p.checkTarget(root, p.Targets[name], frontends); err != nil {
 			errs = append(errs, fmt.Errorf("target %s: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (p Plan) checkTarget(root *os.Root, t Target) error {
+func (p Plan) checkTarget(root *os.Root, t Target, frontends []string) error {
 	if _, custom := t.Args["BUILDKIT_SYNTAX"]; custom {
 		return errors.New("build argument BUILDKIT_SYNTAX is denied: only the built-in Dockerfile frontend may run")
 	}
@@ -281,7 +290,7 @@ func (p Plan) checkTarget(root *os.Root, t Target) error {
 			return err
 		}
 	}
-	return checkDockerfile(where, text)
+	return checkDockerfile(where, text, frontends)
 }
 
 // checkDir says whether a context is a directory in the root.
@@ -304,11 +313,11 @@ func checkDir(root *os.Root, dir string) error {
 
 // checkDockerfile parses a Dockerfile and refuses foreign frontends: "# syntax=docker/dockerfile…" is what
 // the built-in frontend speaks, so it serves it.
-func checkDockerfile(name string, text []byte) error {
+func checkDockerfile(name string, text []byte, frontends []string) error {
 	if ref, _, _, ok := parser.DetectSyntax(text); ok {
 		image, _, _ := strings.Cut(ref, "@")
 		image, _, _ = strings.Cut(image, ":")
-		if image != "docker/dockerfile" && image != "docker.io/docker/dockerfile" {
+		if image != "docker/dockerfile" && image != "docker.io/docker/dockerfile" && !slices.Contains(frontends, image) {
 			return fmt.Errorf("%s: # syntax=%s is denied: only the built-in Dockerfile frontend may run", name, ref)
 		}
 	}
@@ -374,4 +383,15 @@ func (p Plan) Closure(name string) Plan {
 	}
 	add(name)
 	return part
+}
+
+// SecretIDs are the ids of all secrets that the plan's targets use, sorted.
+func (p Plan) SecretIDs() []string {
+	ids := map[string]bool{}
+	for _, t := range p.Targets {
+		for _, s := range t.Secrets {
+			ids[s.ID] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(ids))
 }

@@ -23,9 +23,9 @@ func (t *tally) add(s *client.SolveStatus) {
 	}
 }
 
-// isStep tells a Dockerfile's instructions from what surrounds them: loading, resolving, exporting.
+// isStep tells what a Dockerfile does (RUN, COPY, …) from what surrounds it: loading, resolving, exporting, and FROM, which does nothing.
 func isStep(v *client.Vertex) bool {
-	return strings.HasPrefix(v.Name, "[") && !strings.HasPrefix(v.Name, "[internal]") && !strings.HasPrefix(v.Name, "[auth]")
+	return strings.HasPrefix(v.Name, "[") && !strings.HasPrefix(v.Name, "[internal]") && !strings.HasPrefix(v.Name, "[auth]") && !strings.Contains(v.Name, "] FROM ")
 }
 
 // count returns how many steps there were, and how many of them the cache held.

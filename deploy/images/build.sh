@@ -27,6 +27,7 @@ fail() {
 	exit 1
 }
 
+trap 'exit 130' INT TERM
 if [[ ${RUNNERD_IMAGES_INSIDE:-} != 1 ]]; then
 	((EUID == 0)) || fail "a chroot needs root" "run it as root"
 	mkdir -p "$work"
@@ -36,7 +37,6 @@ if [[ ${RUNNERD_IMAGES_INSIDE:-} != 1 ]]; then
 	rmdir "$work" 2>/dev/null || true
 	exit $status
 fi
-trap 'exit 130' INT TERM
 
 exec 9>"$out/.lock"
 flock -n 9 || {

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"encoding"
+	"io"
+	"os"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// textFlag is a flag of a type that reads itself from text.
+type textFlag[T any, P interface {
+	*T
+	encoding.TextUnmarshaler
+	encoding.TextMarshaler
+}] struct {
+	value T
+	set   bool
+}
+
+func (f *textFlag[T, P]) Set(text string) error {
+	f.set = true
+	return P(&f.value).UnmarshalText([]byte(text))
+}
+
+func (f *textFlag[T, P]) String() string {
+	if !f.set {
+		return ""
+	}
+	text, _ := P(&f.value).MarshalText()
+	return string(text)
+}
+
+func (f *textFlag[T, P]) Type() string { return "value" }
+
+// limitFlags are those of a sandbox's limits.
+type limitFlags struct {
+	cpu          textFlag[config.CPU, *config.CPU]
+	memory, disk textFlag[config.Size, *config.Size]
+	pids         int64
+}
+
+func (l *limitFlags) register(flags *pflag.FlagSet) {
+	flags.Var(&l.cpu, "cpu", "`PROCESSORS`, such as 1.5 or 500m")
+	flags.Var(&l.memory, "memory", "`SIZE` of memory, such as 512MiB")
+	flags.Var(&l.disk, "disk", "`SIZE` of the scratch disk, such as 10GiB")
+	flags.Int64Var(&l.pids, "pids", 0, "`NUMBER` of processes and threads")
+}
+
+func (l *limitFlags) limits() sandbox.Limits {
+	return sandbox.Limits{CPU: sandbox.MilliCPU(l.cpu.value), Memory: int64(l.memory.value), PIDs: l.pids, Disk: int64(l.disk.value)}
+}
+
+// terminal returns the descriptor of a stream, and whether it is a terminal.
+func terminal(stream any) (fd int, is bool) {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return -1, false
+	}
+	return int(f.Fd()), term.IsTerminal(int(f.Fd()))
+}
+
+// paint colours text for a terminal; see https://no-color.org.
+func paint(w io.Writer, colour, text string) string {
+	if _, tty := terminal(w); !tty || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return text
+	}
+	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+}
+
+// SGR parameters, ECMA-48 8.3.117.
+const (
+	green  = "32"
+	yellow = "33"
+	red    = "31"
+)
