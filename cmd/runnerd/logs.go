@@ -70,4 +70,3 @@ func (a *app) writeFrame(f api.Frame, times bool) error {
 	}
 	return nil
 }
-

@@ -296,3 +296,9 @@ func removeTree(dir string) error {
 
 // PIDs are the sandbox's processes, its companions' included, as the machine numbers them.
 func (sb *Sandbox) PIDs() []int { return sb.cgroup.pids() }
+
+// Adopt gives the sandbox, which nobody has used yet, a job's environment and limits.
+func (sb *Sandbox) Adopt(s sandbox.Spec) error {
+	sb.main.env = mergeEnv(sb.main.env, s.Env)
+	return sb.SetLimits(s.Limits)
+}

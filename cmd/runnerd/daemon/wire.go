@@ -120,16 +120,23 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		CPU: sandbox.MilliCPU(cfg.Capacity.CPU), Memory: int64(cfg.Capacity.Memory), Jobs: cfg.Capacity.Jobs,
 	})
 	policy := cfg.Policy.Sandbox()
+	open := func(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
+		s.Volumes = map[string]string{"workspace": "/workspace"}
+		s.Hosts = map[string]string{RegistryHost: gateway}
+		return sandbox.Open(ctx, nil, n, s, drivers, policy)
+	}
+	pool := sandbox.NewPool(poolKinds(cfg), open, log)
+	undo = append(undo, func() error { return within(stopTimeout, pool.Close) })
 	run, err := runner.New(runner.Config{
 		Open: func(ctx context.Context, j runner.Job) (sandbox.Sandbox, error) {
 			if j.Kind == api.KindBuild {
 				return workers.Lease(ctx, j.Project)
 			}
-			return sandbox.Open(ctx, nil, j.Nesting, sandbox.Spec{
-				ID: j.ID, Image: j.Image, Env: j.Env, Limits: j.Limits,
-				Volumes: map[string]string{"workspace": "/workspace"},
-				Hosts:   map[string]string{RegistryHost: gateway},
-			}, drivers, policy)
+			spec := sandbox.Spec{ID: j.ID, Image: j.Image, Env: j.Env, Limits: j.Limits}
+			if sb, ok := pool.Take(j.Nesting, spec); ok {
+				return sb, nil
+			}
+			return open(ctx, j.Nesting, spec)
 		},
 		Policy: policy, Admission: admission, Drain: time.Duration(cfg.Drain),
 		DefaultTimeout: time.Duration(cfg.Timeout.Default), MaxTimeout: time.Duration(cfg.Timeout.Max), Log: log,
@@ -219,6 +226,18 @@ func startRegistry(ctx context.Context, cfg *config.Config, gateway string, log 
 		go func() { _ = server.Serve(l) }()
 	}
 	return port, func() error { return errors.Join(server.Close(), reg.Close()) }, nil
+}
+
+// poolKinds are the configured pools.
+func poolKinds(cfg *config.Config) []sandbox.PoolKind {
+	var kinds []sandbox.PoolKind
+	for _, p := range cfg.Pool {
+		kinds = append(kinds, sandbox.PoolKind{
+			Nesting: p.Sandbox, Size: p.Size,
+			Spec: sandbox.Spec{Image: p.Image, Limits: cfg.Limits.Default.Limits()},
+		})
+	}
+	return kinds
 }
 
 // instanceName tells daemons on one machine apart: "runnerd" for the default state directory.

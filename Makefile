@@ -1,0 +1,59 @@
+# Each target does all of its own set-up, on a fresh Debian machine too. See README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+PACKAGES := gcc libc6-dev pkg-config libseccomp-dev debootstrap e2fsprogs nftables iptables iproute2 ca-certificates jq git
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOFUMPT := mvdan.cc/gofumpt@v0.12.0
+
+.PHONY: help packages engines images build demo test unit integration lint bench clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+packages: ## install what building and running needs (Debian packages, as root)
+	@missing=(); for p in $(PACKAGES); do dpkg -s "$$p" >/dev/null 2>&1 || missing+=("$$p"); done; \
+	if (( $${#missing[@]} )); then \
+		echo "installing $${missing[*]}"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi
+
+engines: packages ## compile the pinned engines into bin/engines
+	@engines/build.sh bin/engines
+
+images: engines ## make the images into bin/images
+	@deploy/images/build.sh bin/images
+
+build: ## compile runnerd into bin/
+	@mkdir -p bin/engines
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/engines/runnerd-init ./sandbox/container/initd/runnerd-init
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/runnerd ./cmd/runnerd
+
+demo: images build ## build examples/farm cold and warm, then run a Docker Engine in a sandbox (ARGS=--keep)
+	@examples/demo.sh $(ARGS)
+
+unit: ## the tests that need no root and no engines
+	@go test ./...
+
+integration: images build ## the tests on real engines, as root
+	@go test -tags integration -count 1 -timeout 30m ./integration
+
+test: images build ## all tests
+	@go test ./...
+	@go test -tags integration -count 1 -timeout 30m -v ./integration | grep -vE '^=== ' 
+
+lint: ## gofumpt, vet, staticcheck
+	@out=$$(go run $(GOFUMPT) -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted by gofumpt:"; echo "$$out"; exit 1; fi
+	@go vet ./... && go vet -tags integration ./integration
+	@go run $(STATICCHECK) ./...
+
+bench: images build ## measure, and print goal, figure and verdict
+	@go test -tags integration,bench -count 1 -timeout 60m -run TestBench -v ./integration | grep -vE '^(=== |---)' 
+
+clean: ## remove what was built
+	rm -rf bin
