@@ -33,14 +33,17 @@ type buildPayload struct {
 }
 
 // builder is the api.Builder: it reads build files.
-type builder struct{}
+type builder struct {
+	frontends []string // that "# syntax" lines may name
+	registry  string   // the daemon's own, host:port
+}
 
-func (builder) Plan(ctx context.Context, dir string, b api.Build) ([]api.Target, error) {
-	plan, err := buildkit.Read(ctx, buildkit.Input{Dir: dir, Files: b.Files, Targets: b.Targets, Set: b.Set, Vars: b.Vars})
+func (bd builder) Plan(ctx context.Context, dir string, b api.Build) ([]api.Target, error) {
+	plan, err := buildkit.Read(ctx, buildkit.Input{Dir: dir, Files: b.Files, Targets: b.Targets, Set: b.Set, Vars: b.Vars, Frontends: bd.frontends})
 	if err != nil {
 		return nil, fileError(dir, err)
 	}
-	if err := adjust(&plan, b); err != nil {
+	if err := bd.adjust(&plan, b); err != nil {
 		return nil, fmt.Errorf("%w: %w", api.ErrInvalid, err)
 	}
 	ids := slices.Sorted(maps.Keys(b.Secrets))
@@ -84,7 +87,7 @@ func fileError(dir string, err error) error {
 }
 
 // adjust applies what was asked for on the command line, to all targets that are built.
-func adjust(p *buildkit.Plan, b api.Build) error {
+func (bd builder) adjust(p *buildkit.Plan, b api.Build) error {
 	dockerfile := len(p.Build) == 1 && p.Build[0] == "default" && len(b.Targets) == 1 && b.Targets[0] != "default"
 	if len(b.Tags) > 0 && len(p.Build) > 1 {
 		return fmt.Errorf("one tag for %d targets: name one target, or set tags in the bake file", len(p.Build))
@@ -100,6 +103,14 @@ func adjust(p *buildkit.Plan, b api.Build) error {
 	to, err := options("cache-to", b.CacheTo)
 	if err != nil {
 		return err
+	}
+	for name, t := range p.Targets {
+		for _, id := range slices.Sorted(maps.Keys(b.Secrets)) {
+			if !slices.ContainsFunc(t.Secrets, func(s buildkit.Secret) bool { return s.ID == id }) {
+				t.Secrets = append(t.Secrets, buildkit.Secret{ID: id})
+			}
+		}
+		p.Targets[name] = t
 	}
 	for _, name := range p.Build {
 		t := p.Targets[name]
@@ -119,6 +130,16 @@ func adjust(p *buildkit.Plan, b api.Build) error {
 		t.Args, t.Labels = merged(t.Args, b.BuildArgs), merged(t.Labels, b.Labels)
 		t.Annotations = append(t.Annotations, b.Annotations...)
 		t.NoCache, t.Pull = t.NoCache || b.NoCache, t.Pull || b.Pull
+		for _, o := range t.Outputs {
+			if o.Type != "registry" && o.Type != "image" && o.Type != "cacheonly" {
+				return fmt.Errorf("target %s: output type %q cannot be fetched from the daemon: use --push", name, o.Type)
+			}
+		}
+		for i, tag := range t.Tags { // the daemon's registry is known by name, whatever its port
+			if rest, ok := strings.CutPrefix(tag, registryName+"/"); ok {
+				t.Tags[i] = bd.registry + "/" + rest
+			}
+		}
 		p.Targets[name] = t
 	}
 	return nil

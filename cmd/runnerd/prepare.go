@@ -34,8 +34,14 @@ func prepare(c *config.Config) func(*runner.Request) error {
 			}
 		} else if r.Image == "" {
 			r.Image = c.JobImage
+			if len(r.Nesting) > 1 {
+				r.Image = c.SandboxImage // it has the docker command
+			}
 		} else if _, err := reference.ParseNormalizedNamed(r.Image); err != nil {
 			return fmt.Errorf("%w: image %q: %w", api.ErrInvalid, r.Image, err)
+		}
+		if r.Project == "" {
+			r.Project = "default"
 		}
 		if r.Timeout == 0 {
 			r.Timeout = runner.Duration(c.Timeout.Default)

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
+	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -15,7 +17,17 @@ type scriptStep struct {
 	id       string
 	script   api.Script
 	attach   bool
+	secrets  []string // what the client must not see either
 	sessions *api.Attachments
+}
+
+// newScriptStep reads a request of KindScript when its turn has come.
+func newScriptStep(ctx context.Context, r runner.Request, sessions *api.Attachments) (scriptStep, error) {
+	s := scriptStep{id: r.ID, attach: r.Attach, secrets: queue.SubmittedSecrets(ctx), sessions: sessions}
+	if err := json.Unmarshal(r.Payload, &s.script); err != nil {
+		return s, fmt.Errorf("read the script: %w", err)
+	}
+	return s, nil
 }
 
 func (s scriptStep) Name() string { return s.script.Command[0] }
@@ -35,8 +47,12 @@ func (s scriptStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 		return sandbox.Exit{}, fmt.Errorf("attach the command to its client: %w", err)
 	}
 	p.Signals = client.Signals
-	p.Stdout = &tee{client.Stream(ctx, runner.Stdout), p.Stdout}
-	p.Stderr = &tee{client.Stream(ctx, runner.Stderr), p.Stderr}
+	mask := runner.NewMask(s.secrets)
+	stdout, stderr := mask.Writer(client.Stream(ctx, runner.Stdout)), mask.Writer(client.Stream(ctx, runner.Stderr))
+	defer stdout.Close()
+	defer stderr.Close()
+	p.Stdout = &tee{stdout, p.Stdout}
+	p.Stderr = &tee{stderr, p.Stderr}
 	if s.script.Stdin {
 		p.Stdin = client.Stdin()
 	}
@@ -57,4 +73,3 @@ func (t *tee) Write(p []byte) (int, error) {
 	}
 	return t.log.Write(p)
 }
-

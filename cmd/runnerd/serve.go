@@ -136,11 +136,11 @@ func (d *daemon) live(ctx, starting context.Context, socket net.Listener, signal
 			default:
 				log.Warn("a second signal: cancelling all jobs", "signal", sig.String())
 				go d.Abort()
-				go func() {
-					<-signals
+				go func(third <-chan os.Signal) {
+					<-third
 					log.Error("a third signal: ending as it is")
 					os.Exit(exitErrored)
-				}()
+				}(signals)
 				signals = nil
 			}
 		case err := <-served:

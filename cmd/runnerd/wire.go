@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/registry"
+	"github.com/runnerd/runnerd/runner"
+	"github.com/runnerd/runnerd/runner/api"
+	"github.com/runnerd/runnerd/runner/queue"
+	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/sandbox/container"
+	"github.com/runnerd/runnerd/sandbox/dind"
+	"github.com/runnerd/runnerd/sandbox/engine"
+)
+
+// registryName is how sandboxes and builds name runnerd's registry. Its top-level domain is reserved for
+// private use.
+const registryName = "registry.runnerd.internal"
+
+// assembly is a daemon on its way: what was started, to be closed in the reverse order.
+type assembly struct {
+	config  *config.Config
+	engines engine.Set
+	log     *slog.Logger
+	undo    []func(ctx context.Context) error
+
+	port     int // of the registry
+	registry *registry.Registry
+	driver   *container.Driver
+	drivers  map[sandbox.Kind]sandbox.Driver
+	workers  *buildkit.Workers
+	pool     *sandbox.Pool
+	sessions *api.Attachments
+	spaces   *api.Workspaces
+	queue    *queue.Queue
+	runner   *runner.Runner
+	server   *api.Server
+}
+
+// assemble starts everything behind the socket. On failure nothing is left running.
+func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *slog.Logger) (_ *daemon, err error) {
+	a := &assembly{config: c, engines: engines, log: log}
+	defer func() {
+		if err != nil {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+			defer cancel()
+			err = errors.Join(err, a.close(cleanup))
+		}
+	}()
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startQueue, a.startRunner, a.startAPI} {
+		if err := start(ctx); err != nil {
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
+	return &daemon{
+		Serve: a.server.Serve,
+		Run:   func(ctx context.Context) error { return a.runner.Run(ctx, a.queue) },
+		Drain: a.server.Drain,
+		Abort: a.abort,
+		Close: a.close,
+	}, nil
+}
+
+func (a *assembly) later(undo func(ctx context.Context) error) { a.undo = append(a.undo, undo) }
+
+func (a *assembly) close(ctx context.Context) error {
+	var errs []error
+	for i := len(a.undo) - 1; i >= 0; i-- {
+		errs = append(errs, a.undo[i](ctx))
+	}
+	a.undo = nil
+	return errors.Join(errs...)
+}
+
+// startRegistry opens the registry, on the loopback for this machine and on the gateway for sandboxes.
+func (a *assembly) startRegistry(ctx context.Context) error {
+	c := a.config
+	host, port, err := net.SplitHostPort(c.Registry.Address)
+	if err != nil {
+		return fmt.Errorf("registry.address: %w", err)
+	}
+	if a.registry, err = registry.New(ctx, registry.Config{Root: c.Registry.Root, Log: a.log.With("component", "registry")}); err != nil {
+		return err
+	}
+	a.later(func(context.Context) error { return a.registry.Close() })
+	for _, dir := range c.Images.Preload {
+		if err := a.registry.Preload(ctx, dir); err != nil {
+			return err
+		}
+	}
+	hosts := []string{host}
+	if host == "" {
+		hosts = []string{"127.0.0.1", c.Network.Subnet.Masked().Addr().Next().String()}
+	}
+	server := &http.Server{Handler: a.registry.Handler(), ReadHeaderTimeout: 10 * time.Second}
+	a.later(func(ctx context.Context) error {
+		if err := server.Shutdown(ctx); err != nil {
+			return server.Close()
+		}
+		return nil
+	})
+	// The gateway's address may come later than the socket.
+	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		}), err)
+	}}
+	for _, host := range hosts {
+		l, err := listen.Listen(ctx, "tcp", net.JoinHostPort(host, port))
+		if err != nil {
+			return fmt.Errorf("open the registry: %w: stop who has the port or set registry.address", err)
+		}
+		a.port = l.Addr().(*net.TCPAddr).Port
+		port = strconv.Itoa(a.port)
+		go func() { _ = server.Serve(l) }()
+	}
+	return nil
+}
+
+func (a *assembly) startDrivers(ctx context.Context) (err error) {
+	c := a.config
+	var dns []string
+	for _, addr := range c.Network.DNS {
+		dns = append(dns, addr.String())
+	}
+	a.driver, err = container.New(ctx, container.Config{
+		Name: instanceName(c), StateDir: c.StateDir, RunDir: c.RunDir, EngineDir: a.engines.Dir(), Containerd: c.Containerd.Address,
+		Mirror: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), Subnet: c.Network.Subnet, MTU: c.Network.MTU,
+		Ports: []int{a.port}, DNS: dns, FirstUID: c.UIDRange.First, UIDRanges: c.UIDRange.Count,
+		Defaults: c.Limits.Default.Limits(), Log: a.log.With("component", "container"),
+	})
+	if err != nil {
+		return err
+	}
+	a.later(a.driver.Close)
+	a.drivers = map[sandbox.Kind]sandbox.Driver{
+		sandbox.Container: a.driver,
+		sandbox.DinD: dind.New(dind.Config{
+			Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), Registries: []string{a.registryHost()},
+			Log: a.log.With("component", "dind"),
+		}),
+	}
+	return nil
+}
+
+// mirror is the registry as sandboxes reach it, registryHost as they name it.
+func (a *assembly) mirror() string {
+	return net.JoinHostPort(a.driver.Gateway().String(), strconv.Itoa(a.port))
+}
+
+func (a *assembly) registryHost() string { return net.JoinHostPort(registryName, strconv.Itoa(a.port)) }
+
+func (a *assembly) startBuilders(context.Context) error {
+	b := a.config.Builder
+	a.workers = buildkit.NewWorkers(buildkit.WorkersConfig{
+		Open:   a.driver.StartEngine,
+		Image:  b.Image,
+		Limits: sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: a.config.Limits.Max.PIDs, Disk: int64(b.Disk), Inodes: a.config.Limits.Max.Inodes},
+		Mirror: a.mirror(), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
+		KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
+	})
+	a.later(func(context.Context) error { a.workers.Close(); return nil })
+	return nil
+}
+
+func (a *assembly) startQueue(ctx context.Context) error {
+	c := a.config
+	logs, err := runner.NewLogStore(filepath.Join(c.StateDir, "logs"), int64(c.Logs.MaxBytes))
+	if err != nil {
+		return err
+	}
+	if a.spaces, err = api.NewWorkspaces(filepath.Join(c.StateDir, "workspaces"), 0, 0); err != nil {
+		return err
+	}
+	a.sessions = api.NewAttachments()
+	a.queue, err = queue.Open(ctx, queue.Config{
+		Path: filepath.Join(c.StateDir, "queue", "jobs.db"), Logs: logs, Resolve: a.resolve, Log: a.log.With("component", "queue"),
+		KeepJobs: c.Logs.KeepJobs, KeepFor: time.Duration(c.Logs.Keep),
+	})
+	if err != nil {
+		return err
+	}
+	a.later(func(context.Context) error { return a.queue.Close() })
+	return nil
+}
+
+// resolve makes a request ready to run.
+func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, error) {
+	job := runner.Job{Request: r}
+	switch r.Kind {
+	case api.KindScript:
+		step, err := newScriptStep(ctx, r, a.sessions)
+		if err != nil {
+			return job, err
+		}
+		job.Steps = []runner.Step{step}
+	case api.KindBuild:
+		dir, err := a.spaces.Path(r.Group)
+		if err != nil {
+			return job, err
+		}
+		step, err := newBuildStep(ctx, r, dir, "", a.insecure)
+		if err != nil {
+			return job, err
+		}
+		job.Steps = []runner.Step{step}
+	default:
+		return job, fmt.Errorf("a job of the kind %q is not known to this runnerd", r.Kind)
+	}
+	return job, nil
+}
+
+// insecure tells which registries are spoken to over plain HTTP: our own.
+func (a *assembly) insecure(host string) bool { return host == a.registryHost() || host == a.mirror() }
+
+func (a *assembly) startRunner(context.Context) (err error) {
+	c := a.config
+	a.runner, err = runner.New(runner.Config{
+		Open:      a.open,
+		Policy:    c.Policy.Sandbox(),
+		Admission: runner.NewAdmission(runner.Capacity{CPU: sandbox.MilliCPU(c.Capacity.CPU), Memory: int64(c.Capacity.Memory), Jobs: c.Capacity.Jobs}),
+		Drain:     time.Duration(c.Drain), DefaultTimeout: time.Duration(c.Timeout.Default), MaxTimeout: time.Duration(c.Timeout.Max),
+		Log: a.log.With("component", "runner"),
+	})
+	return err
+}
+
+// open makes a job's sandbox: for a build, that is a lease of its project's worker.
+func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, error) {
+	if j.Kind == api.KindBuild {
+		project := j.Project
+		if project == "" {
+			project = "default"
+		}
+		lease, err := a.workers.Lease(ctx, project)
+		if err != nil {
+			return nil, err // not a nil *Lease in an interface
+		}
+		return lease, nil
+	}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Env: j.Env, Limits: j.Limits}
+	if sb, ok := a.pool.Take(j.Nesting, spec); ok {
+		return sb, nil
+	}
+	return a.start(ctx, j.Nesting, spec)
+}
+
+// start starts a sandbox with what all of them have: a workspace that an engine in it sees too, and the
+// registry by its name.
+func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
+	s.Volumes = map[string]string{"workspace": "/workspace"}
+	s.Hosts = map[string]string{registryName: a.driver.Gateway().String()}
+	return sandbox.Open(ctx, nil, n, s, a.drivers, a.config.Policy.Sandbox())
+}
+
+// startPool begins to fill the configured pools.
+func (a *assembly) startPool(context.Context) error {
+	var kinds []sandbox.PoolKind
+	for _, p := range a.config.Pool {
+		kinds = append(kinds, sandbox.PoolKind{
+			Nesting: p.Sandbox, Size: p.Size,
+			Spec: sandbox.Spec{Image: p.Image, Limits: a.config.Limits.Default.Limits()},
+		})
+	}
+	a.pool = sandbox.NewPool(kinds, a.start, a.log.With("component", "pool"))
+	a.later(a.pool.Close)
+	return nil
+}
+
+// instanceName tells daemons of one machine apart: what they make bears it.
+func instanceName(c *config.Config) string {
+	if c.StateDir == config.Default().StateDir {
+		return "runnerd"
+	}
+	sum := sha256.Sum256([]byte(c.StateDir))
+	return "runnerd-" + hex.EncodeToString(sum[:4])
+}
+
+func (a *assembly) startAPI(ctx context.Context) (err error) {
+	info := versionInfo()
+	info.Engines = engineInfos(a.engines)
+	a.server, err = api.New(api.Config{
+		Backend: a.queue, Builder: builder{frontends: a.config.Builder.Frontends, registry: a.registryHost()}, Workspaces: a.spaces, Attachments: a.sessions, Prepare: prepare(a.config),
+		Version: info, Log: a.log.With("component", "api"),
+	})
+	if err != nil {
+		return err
+	}
+	a.later(func(context.Context) error { a.server.Close(); return nil })
+	return a.server.Recover(ctx)
+}
+
+// abort cancels all jobs.
+func (a *assembly) abort() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	jobs, err := a.queue.List(ctx, queue.Filter{Active: true})
+	if err != nil {
+		a.log.Error("the jobs were not cancelled", "error", err)
+	}
+	for _, j := range jobs {
+		if j.State == runner.Queued { // it waits for the next start
+			continue
+		}
+		if err := a.queue.Cancel(ctx, j.ID, "runnerd was stopped"); err != nil && !errors.Is(err, queue.ErrFinished) {
+			a.log.Error("a job was not cancelled", "id", j.ID, "error", err)
+		}
+	}
+}
