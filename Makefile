@@ -24,10 +24,10 @@ packages: ## install what building and running needs (Debian packages, as root)
 	fi
 
 engines: packages ## compile the pinned engines into bin/engines
-	@engines/build.sh bin/engines
+	@engines/build.sh "$(CURDIR)/bin/engines"
 
 images: engines ## make the images into bin/images
-	@deploy/images/build.sh bin/images
+	@deploy/images/build.sh "$(CURDIR)/bin/images"
 
 build: ## compile runnerd into bin/
 	@mkdir -p bin/engines

@@ -1,0 +1,371 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// daemon is a runnerd of the test's own, the real binary.
+type daemon struct {
+	t     *testing.T
+	bin   string
+	state string
+	flags []string
+	cmd   *exec.Cmd
+	log   *bytes.Buffer
+}
+
+// startDaemon starts a daemon that is stopped, and looked after, at the end of the test.
+func startDaemon(t *testing.T, config string) *daemon {
+	t.Helper()
+	bin, err := filepath.Abs("../bin/runnerd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := os.MkdirTemp("/var/tmp", "runnerd-daemon-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(state) })
+	file := filepath.Join(state, "runnerd.yaml")
+	text := "network: {subnet: 10.214.0.0/16}\nregistry: {address: \":0\"}\ndrain: 2s\n" + config
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{t: t, bin: bin, state: state, flags: []string{"--config", file, "--state-dir", state}}
+	d.start()
+	t.Cleanup(func() {
+		d.stop(syscall.SIGTERM)
+		d.nothingLeft()
+	})
+	return d
+}
+
+func (d *daemon) start() {
+	d.t.Helper()
+	d.log = &bytes.Buffer{}
+	d.cmd = exec.Command(d.bin, append(d.flags, "serve")...)
+	d.cmd.Stderr = d.log
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if _, _, code := d.run("jobs"); code == 0 {
+			return
+		}
+	}
+	d.t.Fatalf("the daemon does not answer:\n%s", d.log)
+}
+
+// stop ends the daemon with a signal and waits for it.
+func (d *daemon) stop(signal syscall.Signal) {
+	d.t.Helper()
+	_ = d.cmd.Process.Signal(signal)
+	done := make(chan struct{})
+	go func() {
+		_ = d.cmd.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(90 * time.Second):
+		_ = d.cmd.Process.Kill()
+		d.t.Errorf("the daemon does not end on %s:\n%s", signal, d.log)
+	}
+}
+
+// run runs one command of the command line.
+func (d *daemon) run(args ...string) (stdout, stderr string, code int) {
+	return d.runContext(d.t.Context(), nil, args...)
+}
+
+func (d *daemon) runContext(ctx context.Context, started func(*os.Process), args ...string) (stdout, stderr string, code int) {
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, d.bin, append(d.flags, args...)...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Start()
+	if err == nil {
+		if started != nil {
+			started(cmd.Process)
+		}
+		err = cmd.Wait()
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		d.t.Errorf("%v: %v", args, err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// jobs are the newest jobs, as --json tells them.
+func (d *daemon) jobs() []job {
+	d.t.Helper()
+	stdout, stderr, code := d.run("jobs", "--all", "--json")
+	var all []job
+	if err := json.Unmarshal([]byte(stdout), &all); err != nil || code != 0 {
+		d.t.Fatalf("jobs: %v, exit code %d: %s", err, code, stderr)
+	}
+	return all
+}
+
+type job struct {
+	ID, Name, State string
+	Result          struct{ Outcome, Reason, Message string }
+}
+
+// nothingLeft asserts that a stopped daemon has left nothing on the machine but its state.
+func (d *daemon) nothingLeft() {
+	d.t.Helper()
+	var left []string
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, d.state) {
+			left = append(left, "mount "+strings.Fields(line)[4])
+		}
+	}
+	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, l := range loops {
+		if file, _ := os.ReadFile(l); strings.Contains(string(file), d.state) {
+			left = append(left, "loop "+string(file))
+		}
+	}
+	scratch, _ := filepath.Glob(filepath.Join(d.state, "disks/scratch/*"))
+	left = append(left, scratch...)
+	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range processes {
+		if text, _ := os.ReadFile(p); strings.Contains(string(text), d.state) {
+			left = append(left, p+" "+strings.ReplaceAll(string(text), "\x00", " "))
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/runnerd-*/*", "/sys/fs/cgroup/runnerd-*/*"} {
+		groups, _ := filepath.Glob(pattern)
+		for _, g := range groups {
+			if info, err := os.Stat(g); err == nil && info.IsDir() && !strings.Contains(g, host.name) {
+				left = append(left, g)
+			}
+		}
+	}
+	if len(left) > 0 {
+		d.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+// TestOutcomes gives a daemon what goes wrong in real life, and looks at what the user is told.
+func TestOutcomes(t *testing.T) {
+	d := startDaemon(t, "")
+	empty, bad := t.TempDir(), t.TempDir()
+	for name, text := range map[string]string{
+		"Dockerfile":      "FROM debian:bookworm-slim\nRUNN true\n",
+		"missing.hcl":     "target \"default\" {\n  args = { A = NOSUCH }\n}\n",
+		"noimage":         "FROM no-such-image:1\n",
+		"frontend":        "# syntax=evil/frontend:1\nFROM scratch\n",
+		"outside.hcl":     "target \"default\" {\n  context = \"../..\"\n}\n",
+		"privileged.json": `{"target": {"default": {"dockerfile": "noimage", "entitlements": ["security.insecure"]}}}`,
+	} {
+		if err := os.WriteFile(filepath.Join(bad, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		args   []string
+		code   int
+		stdout string // part of it
+		stderr string
+	}{
+		"succeeds":              {[]string{"run", "--", "sh", "-c", "echo out; echo err >&2"}, 0, "out\n", "err\n"},
+		"script fails":          {[]string{"run", "--", "sh", "-c", "exit 3"}, 3, "", ""},
+		"command not found":     {[]string{"run", "--", "no-such-command"}, 127, "", "no-such-command"},
+		"out of memory":         {[]string{"run", "--memory", "64MiB", "--", "sh", "-c", "tail /dev/zero"}, 137, "", "out of memory"},
+		"timeout":               {[]string{"run", "--timeout", "1s", "--", "sleep", "60"}, 124, "", "timeout"},
+		"ignores SIGTERM":       {[]string{"run", "--timeout", "1s", "--", "sh", "-c", "trap '' TERM; while :; do sleep 1; done"}, 124, "", "timeout"},
+		"image does not exist":  {[]string{"run", "--image", "no-such-image:1", "--", "true"}, 3, "", "no-such-image"},
+		"too big":               {[]string{"run", "--memory", "1000GiB", "--", "true"}, 3, "", "memory"},
+		"nesting denied":        {[]string{"run", "--sandbox", "container/dind/container", "--", "true"}, 3, "", "denied"},
+		"fork bomb":             {[]string{"run", "--timeout", "5s", "--", "sh", "-c", "f() { f | f & }; f; sleep 60"}, 124, "", "timeout"},
+		"disk full":             {[]string{"run", "--disk", "64MiB", "--", "sh", "-c", "! head -c 200M /dev/zero >/big 2>/dev/null && echo full"}, 0, "full", ""},
+		"no Dockerfile":         {[]string{"build", empty}, 2, "", "Dockerfile does not exist"},
+		"Dockerfile not parsed": {[]string{"build", bad}, 2, "", "Dockerfile:2"},
+		"variable missing":      {[]string{"build", "-f", "missing.hcl", bad}, 2, "", "NOSUCH"},
+		"no such base image":    {[]string{"build", "-f", "noimage", bad}, 1, "", "no-such-image"},
+		"foreign frontend":      {[]string{"build", "-f", "frontend", bad}, 2, "", "evil/frontend"},
+		"context outside":       {[]string{"build", "-f", "outside.hcl", bad}, 2, "", "outside"},
+		"entitlement":           {[]string{"build", "-f", "privileged.json", bad}, 2, "", "security.insecure"},
+		"no such job":           {[]string{"logs", "nosuchjob"}, 1, "", "nosuchjob"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, code := d.run(c.args...)
+			if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) {
+				t.Errorf("got exit code %d, want %d\nstdout: %.500q, want %q\nstderr: %.1000s\nwant: %q", code, c.code, stdout, c.stdout, stderr, c.stderr)
+			}
+		})
+	}
+	for _, j := range d.jobs() {
+		if j.State != "finished" {
+			t.Errorf("job %s (%s) is %s", j.ID, j.Name, j.State)
+		}
+	}
+	if _, stderr, code := d.runOther("--state-dir", d.state, "serve"); code == 0 || !strings.Contains(stderr, "another runnerd") {
+		t.Errorf("a second daemon on one state directory: exit code %d: %s", code, stderr)
+	}
+}
+
+// runOther runs the binary without the daemon's own flags.
+func (d *daemon) runOther(args ...string) (stdout, stderr string, code int) {
+	other := &daemon{t: d.t, bin: d.bin}
+	return other.run(args...)
+}
+
+func TestUnknownConfigurationKey(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte("policy:\n  max_dept: 9\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bin, _ := filepath.Abs("../bin/runnerd")
+	d := &daemon{t: t, bin: bin}
+	if _, stderr, code := d.run("config", "check", file); code != 2 || !strings.Contains(stderr, ":2:3") || !strings.Contains(stderr, "max_dept") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// TestInterrupts holds that what a client leaves behind ends: Ctrl-C, a killed client, a cancelled job.
+func TestInterrupts(t *testing.T) {
+	d := startDaemon(t, "")
+	for name, signal := range map[string]syscall.Signal{"ctrl-c": syscall.SIGINT, "killed": syscall.SIGKILL} {
+		t.Run(name, func(t *testing.T) {
+			d.runContext(t.Context(), func(p *os.Process) {
+				go func() {
+					d.await("sleep 4242", "running")
+					_ = p.Signal(signal)
+				}()
+			}, "run", "--", "sleep", "4242")
+			d.await("sleep 4242", "finished")
+		})
+	}
+	t.Run("cancel", func(t *testing.T) {
+		stdout, stderr, code := d.run("run", "--detach", "--", "sleep", "4243")
+		id := strings.TrimSpace(stdout)
+		if code != 0 || id == "" {
+			t.Fatalf("exit code %d: %s", code, stderr)
+		}
+		d.await("sleep 4243", "running")
+		if _, stderr, code := d.run("cancel", id); code != 0 {
+			t.Errorf("cancel: exit code %d: %s", code, stderr)
+		}
+		if j := d.await("sleep 4243", "finished"); j.Result.Outcome != "cancelled" {
+			t.Errorf("outcome %q", j.Result.Outcome)
+		}
+	})
+}
+
+// await waits until the newest job of a name is in a state.
+func (d *daemon) await(name, state string) job {
+	d.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for _, j := range d.jobs() {
+			if j.Name != name {
+				continue
+			}
+			if j.State == state {
+				return j
+			}
+			break
+		}
+	}
+	d.t.Errorf("no job %q comes to be %s", name, state)
+	return job{}
+}
+
+// TestDisjointUIDs runs 20 jobs at once and compares the host ids that their roots are.
+func TestDisjointUIDs(t *testing.T) {
+	d := startDaemon(t, "capacity: {cpu: 40, memory: 20GiB, jobs: 40}\n")
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			stdout, stderr, code := d.run("run", "--cpu", "0.5", "--memory", "128MiB", "--", "sh", "-c", "cat /proc/self/uid_map; sleep 3")
+			fields := strings.Fields(stdout)
+			if code != 0 || len(fields) != 3 || fields[2] != "65536" {
+				t.Errorf("exit code %d: %q %s", code, stdout, stderr)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if seen[fields[1]] {
+				t.Errorf("two jobs have the host ids from %s", fields[1])
+			}
+			seen[fields[1]] = true
+		})
+	}
+	all.Wait()
+}
+
+// TestKilledDaemon kills the daemon under running jobs, and looks for what is left after its next start.
+func TestKilledDaemon(t *testing.T) {
+	d := startDaemon(t, "pool: [{sandbox: container, size: 2}]\n")
+	for i := range 2 {
+		if _, stderr, code := d.run("run", "--detach", "--", "sleep", fmt.Sprint(4250+i)); code != 0 {
+			t.Fatal(stderr)
+		}
+		d.await(fmt.Sprintf("sleep %d", 4250+i), "running")
+	}
+	d.stop(syscall.SIGKILL)
+	d.start()
+	for i := range 2 {
+		j := d.await(fmt.Sprintf("sleep %d", 4250+i), "finished")
+		if j.Result.Outcome != "errored" || j.Result.Reason != "interrupted" {
+			t.Errorf("%s: %+v", j.Name, j.Result)
+		}
+	}
+	if stdout, stderr, code := d.run("run", "--", "echo", "again"); code != 0 || stdout != "again\n" {
+		t.Errorf("exit code %d: %q %s", code, stdout, stderr)
+	}
+}
+
+// TestStoppedDaemon stops the daemon with a job running: it has the drain time, then it is cancelled.
+func TestStoppedDaemon(t *testing.T) {
+	d := startDaemon(t, "")
+	if _, stderr, code := d.run("run", "--detach", "--", "sleep", "4260"); code != 0 {
+		t.Fatal(stderr)
+	}
+	d.await("sleep 4260", "running")
+	d.stop(syscall.SIGTERM)
+	d.nothingLeft()
+	d.start()
+	if j := d.await("sleep 4260", "finished"); j.Result.Outcome != "cancelled" || j.Result.Reason != "shutdown" {
+		t.Errorf("%+v", j.Result)
+	}
+}
+
+// TestLogFlood writes 1 GiB to a log, of which the beginning and the end are kept.
+func TestLogFlood(t *testing.T) {
+	d := startDaemon(t, "")
+	stdout, stderr, code := d.run("run", "--detach", "--", "sh", "-c", "echo first; head -c 1G /dev/zero | tr '\\0' x; echo; echo last")
+	if code != 0 {
+		t.Fatal(stderr)
+	}
+	log, stderr, code := d.run("logs", "-f", strings.TrimSpace(stdout))
+	if code != 0 || !strings.HasPrefix(log, "first\n") {
+		t.Errorf("exit code %d: %.100q %s", code, log, stderr)
+	}
+	log, _, _ = d.run("logs", strings.TrimSpace(stdout))
+	if len(log) > 20<<20 || !strings.Contains(log[max(0, len(log)-200):], "last\n") {
+		t.Errorf("the log has %d bytes and ends with %q", len(log), log[max(0, len(log)-100):])
+	}
+}
