@@ -3,35 +3,25 @@
 package buildkit
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/docker/buildx/bake"
-	"github.com/docker/buildx/util/buildflags"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 )
 
 const (
-	maxFile    = 1 << 20 // bytes of a bake file or Dockerfile that are read
+	maxFile    = 1 << 20 // bytes of a bake file, a Dockerfile or a .env file that are read
 	maxTargets = 1000
 )
 
-// bakeFiles are looked for, in this order, when no file is named (docker/buildx, bake.go,
-// defaultFilenames); later ones are merged into earlier ones.
-var bakeFiles = []string{
-	"compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml",
-	"docker-bake.json", "docker-bake.hcl", "docker-bake.override.json", "docker-bake.override.hcl",
-}
-
-// Plan is what one build command builds: each target with all that it takes to build it.
+// Plan is what one build command builds: each target with all that it takes to build it. It is JSON, so
+// that it can be kept in a queue, and holds no secret.
 type Plan struct {
 	Targets map[string]Target `json:"targets"`
 	// Build are the targets that were asked for; the others are only built as their contexts.
@@ -42,14 +32,16 @@ type Plan struct {
 type Target struct {
 	Context          string            `json:"context"`
 	Contexts         map[string]string `json:"contexts,omitempty"` // "target:NAME", a path, or docker-image://
-	Dockerfile       string            `json:"dockerfile"`
+	Dockerfile       string            `json:"dockerfile"`         // relative to Context
 	DockerfileInline string            `json:"dockerfile_inline,omitempty"`
 	Stage            string            `json:"stage,omitempty"`
 	Args             map[string]string `json:"args,omitempty"`
 	Labels           map[string]string `json:"labels,omitempty"`
-	Annotations      []string          `json:"annotations,omitempty"`
+	Annotations      []string          `json:"annotations,omitempty"` // "[TYPE:]KEY=VALUE" as of docker buildx
 	Tags             []string          `json:"tags,omitempty"`
 	Platforms        []string          `json:"platforms,omitempty"`
+	Attest           map[string]string `json:"attest,omitempty"`  // type ("provenance", "sbom") to its attributes
+	Network          string            `json:"network,omitempty"` // of RUN steps: "" or "none"
 	NoCache          bool              `json:"no_cache,omitempty"`
 	NoCacheFilter    []string          `json:"no_cache_filter,omitempty"`
 	Pull             bool              `json:"pull,omitempty"`
@@ -79,10 +71,11 @@ type Secret struct {
 // Input says what to read.
 type Input struct {
 	Dir     string   // all local paths lie in it
-	Files   []string // bake files or one Dockerfile; none: what is there
+	Files   []string // bake files or one Dockerfile, relative to Dir; none: what is there
 	Targets []string // none: "default"
 	Set     []string // bake overrides, "target.key=value"
-	Vars    map[string]string
+	// Vars are the values of bake variables. Nothing is looked up in the process's own environment.
+	Vars map[string]string
 	// Frontends are images that "# syntax" lines may name besides docker/dockerfile; the built-in frontend
 	// serves them all.
 	Frontends []string
@@ -107,143 +100,34 @@ func Read(ctx context.Context, in Input) (Plan, error) {
 	}
 	var plan Plan
 	if len(files) == 0 || len(files) == 1 && isDockerfile(files[0]) {
-		dockerfile := "Dockerfile"
-		if len(files) == 1 {
-			dockerfile = files[0]
-		}
-		stage := ""
-		if len(in.Targets) > 1 {
-			return Plan{}, fmt.Errorf("%s has stages, of which one can be built: %d were named", dockerfile, len(in.Targets))
-		} else if len(in.Targets) == 1 && in.Targets[0] != "default" {
-			stage = in.Targets[0]
-		}
-		plan = Plan{Targets: map[string]Target{"default": {Context: ".", Dockerfile: dockerfile, Stage: stage}}, Build: []string{"default"}}
-	} else if plan, err = readBake(ctx, root, files, in); err != nil {
+		plan, err = readDockerfile(files, in.Targets)
+	} else {
+		plan, err = readBake(ctx, root, files, in)
+	}
+	if err != nil {
 		return Plan{}, err
 	}
 	return plan, plan.check(root, in.Frontends)
+}
+
+// readDockerfile makes a plan of one Dockerfile; targets name a stage of it.
+func readDockerfile(files, targets []string) (Plan, error) {
+	target := Target{Context: ".", Dockerfile: "Dockerfile"}
+	if len(files) == 1 {
+		target.Dockerfile = files[0]
+	}
+	if len(targets) > 1 {
+		return Plan{}, fmt.Errorf("%s has stages, of which one can be built: %d were named", target.Dockerfile, len(targets))
+	} else if len(targets) == 1 && targets[0] != "default" {
+		target.Stage = targets[0]
+	}
+	return Plan{Targets: map[string]Target{"default": target}, Build: []string{"default"}}, nil
 }
 
 // isDockerfile tells a Dockerfile from a bake file by its name, as buildx tells HCL from JSON and compose.
 func isDockerfile(name string) bool {
 	ext := filepath.Ext(name)
 	return ext != ".hcl" && ext != ".json" && ext != ".yaml" && ext != ".yml"
-}
-
-func readBake(ctx context.Context, root *os.Root, names []string, in Input) (Plan, error) {
-	var files []bake.File
-	for _, name := range names {
-		data, err := readLimited(root, name)
-		if err != nil {
-			return Plan{}, err
-		}
-		files = append(files, bake.File{Name: name, Data: data})
-	}
-	asked := slices.Clone(in.Targets)
-	if len(asked) == 0 {
-		asked = []string{"default"}
-	}
-	targets, groups, err := bake.ReadTargets(ctx, files, asked, in.Set, nil, in.Vars, nil)
-	if err != nil {
-		return Plan{}, fmt.Errorf("bake: %w", err)
-	}
-	if len(targets) > maxTargets {
-		return Plan{}, fmt.Errorf("bake: %d targets: at most %d", len(targets), maxTargets)
-	}
-	plan := Plan{Targets: map[string]Target{}}
-	for name, t := range targets {
-		converted, err := targetOf(t)
-		if err != nil {
-			return Plan{}, fmt.Errorf("bake: target %s: %w", name, err)
-		}
-		plan.Targets[name] = converted
-	}
-	build := map[string]bool{}
-	var resolve func(name string)
-	resolve = func(name string) {
-		if _, ok := plan.Targets[name]; ok {
-			build[name] = true
-		}
-		if g := groups[name]; g != nil {
-			for _, member := range g.Targets {
-				if member != name {
-					resolve(member)
-				}
-			}
-		}
-	}
-	resolve("default")
-	plan.Build = slices.Sorted(maps.Keys(build))
-	return plan, nil
-}
-
-// targetOf takes over what of a bake target we honour, and refuses the rest rather than ignore it.
-func targetOf(t *bake.Target) (Target, error) {
-	out := Target{
-		Context: ".", Dockerfile: "Dockerfile", Contexts: t.Contexts, Tags: t.Tags, Platforms: t.Platforms,
-		NoCacheFilter: t.NoCacheFilter, Annotations: t.Annotations,
-		Args: values(t.Args), Labels: values(t.Labels), ExtraHosts: values(t.ExtraHosts),
-	}
-	set := func(to *string, from *string) {
-		if from != nil {
-			*to = *from
-		}
-	}
-	set(&out.Context, t.Context)
-	set(&out.Dockerfile, t.Dockerfile)
-	set(&out.DockerfileInline, t.DockerfileInline)
-	set(&out.Stage, t.Target)
-	set(&out.ShmSize, t.ShmSize)
-	out.NoCache = t.NoCache != nil && *t.NoCache
-	out.Pull = t.Pull != nil && *t.Pull
-	if len(t.Entitlements) > 0 {
-		return out, fmt.Errorf("entitlements %v are denied: a build in runnerd gets none", t.Entitlements)
-	}
-	if t.NetworkMode != nil && *t.NetworkMode != "" && *t.NetworkMode != "default" && *t.NetworkMode != "none" {
-		return out, fmt.Errorf("network %q is denied: use default or none", *t.NetworkMode)
-	}
-	if len(t.Ulimits) > 0 {
-		return out, errors.New("ulimits are not supported: remove them")
-	}
-	for _, o := range t.Outputs {
-		attrs := maps.Clone(o.Attrs)
-		if o.Destination != "" {
-			attrs = withAttr(attrs, "dest", o.Destination)
-		}
-		out.Outputs = append(out.Outputs, Option{o.Type, attrs})
-	}
-	cache := func(options buildflags.CacheOptions) (all []Option) {
-		for _, o := range options {
-			all = append(all, Option{o.Type, o.Attrs})
-		}
-		return all
-	}
-	out.CacheFrom, out.CacheTo = cache(t.CacheFrom), cache(t.CacheTo)
-	for _, s := range t.Secrets {
-		out.Secrets = append(out.Secrets, Secret{ID: s.ID, File: s.FilePath, Env: s.Env})
-	}
-	for _, s := range t.SSH {
-		out.SSH = append(out.SSH, s.ID)
-	}
-	return out, nil
-}
-
-func withAttr(attrs map[string]string, key, value string) map[string]string {
-	if attrs == nil {
-		attrs = map[string]string{}
-	}
-	attrs[key] = value
-	return attrs
-}
-
-func values(from map[string]*string) map[string]string {
-	to := map[string]string{}
-	for k, v := range from {
-		if v != nil {
-			to[k] = *v
-		}
-	}
-	return to
 }
 
 // check validates the plan's paths and Dockerfiles.
@@ -261,13 +145,14 @@ func (p Plan) check(root *os.Root, frontends []string) error {
 }
 
 func (p Plan) checkTarget(root *os.Root, t Target, frontends []string) error {
-	if _, custom := t.Args["BUILDKIT_SYNTAX"]; custom {
-		return errors.New("build argument BUILDKIT_SYNTAX is denied: only the built-in Dockerfile frontend may run")
+	if err := t.allowed(); err != nil {
+		return err
 	}
 	if err := checkDir(root, t.Context); err != nil {
 		return err
 	}
-	for name, context := range t.Contexts {
+	for _, name := range slices.Sorted(maps.Keys(t.Contexts)) {
+		context := t.Contexts[name]
 		if linked, ok := strings.CutPrefix(context, "target:"); ok {
 			if _, ok := p.Targets[linked]; !ok {
 				return fmt.Errorf("context %s: no target %q", name, linked)
@@ -281,16 +166,45 @@ func (p Plan) checkTarget(root *os.Root, t Target, frontends []string) error {
 			return fmt.Errorf("context %s: %w", name, err)
 		}
 	}
-	text := []byte(t.DockerfileInline)
-	where := "dockerfile-inline"
+	text, where := []byte(t.DockerfileInline), "dockerfile-inline"
 	if t.DockerfileInline == "" {
+		if !filepath.IsLocal(t.Dockerfile) && filepath.IsAbs(t.Dockerfile) {
+			return fmt.Errorf("Dockerfile %s: name it relative to its context", t.Dockerfile)
+		}
 		where = filepath.Join(t.Context, t.Dockerfile)
 		var err error
 		if text, err = readLimited(root, where); err != nil {
 			return err
 		}
 	}
-	return checkDockerfile(where, text, frontends)
+	return checkDockerfile(where, text, t.Stage, frontends)
+}
+
+// allowed refuses what no build may have, wherever it was asked for.
+func (t Target) allowed() error {
+	for arg := range t.Args {
+		if arg == "BUILDKIT_SYNTAX" {
+			return errors.New("build argument BUILDKIT_SYNTAX is denied: only the built-in Dockerfile frontend may run")
+		}
+	}
+	if t.Network != "" && t.Network != "default" && t.Network != "none" {
+		return fmt.Errorf("network %q is denied: use default or none", t.Network)
+	}
+	for _, o := range t.Outputs {
+		if !slices.Contains(outputTypes, o.Type) {
+			return fmt.Errorf("output type %q: use one of %s", o.Type, strings.Join(outputTypes, ", "))
+		}
+		if o.Attrs["tar"] == "false" {
+			return fmt.Errorf("output type %q with tar=false is not supported: use type=local, or a tar file", o.Type)
+		}
+	}
+	for _, c := range slices.Concat(t.CacheFrom, t.CacheTo) {
+		// A "local" cache would be a directory of the daemon's machine.
+		if c.Type != "registry" && c.Type != "inline" {
+			return fmt.Errorf("cache type %q is not supported: use registry or inline", c.Type)
+		}
+	}
+	return nil
 }
 
 // checkDir says whether a context is a directory in the root.
@@ -300,7 +214,7 @@ func checkDir(root *os.Root, dir string) error {
 	}
 	info, err := root.Stat(filepath.Clean(dir))
 	if err != nil {
-		if !filepath.IsLocal(dir) {
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) || !filepath.IsLocal(dir) {
 			return fmt.Errorf("context %s is outside %s: run from a directory that holds both", dir, root.Name())
 		}
 		return fmt.Errorf("context %s: %w", dir, pathless(err))
@@ -311,46 +225,30 @@ func checkDir(root *os.Root, dir string) error {
 	return nil
 }
 
-// checkDockerfile parses a Dockerfile and refuses foreign frontends: "# syntax=docker/dockerfile…" is what
-// the built-in frontend speaks, so it serves it.
-func checkDockerfile(name string, text []byte, frontends []string) error {
-	if ref, _, _, ok := parser.DetectSyntax(text); ok {
-		image, _, _ := strings.Cut(ref, "@")
-		image, _, _ = strings.Cut(image, ":")
-		if image != "docker/dockerfile" && image != "docker.io/docker/dockerfile" && !slices.Contains(frontends, image) {
-			return fmt.Errorf("%s: # syntax=%s is denied: only the built-in Dockerfile frontend may run", name, ref)
-		}
-	}
-	result, err := parser.Parse(bytes.NewReader(text))
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	for _, node := range result.AST.Children {
-		if !instructions[strings.ToUpper(node.Value)] {
-			return fmt.Errorf("%s:%d: unknown instruction %s", name, node.StartLine, node.Value)
-		}
-	}
-	return nil
-}
-
-// instructions are a Dockerfile's (moby/buildkit, frontend/dockerfile/command).
-var instructions = map[string]bool{
-	"ADD": true, "ARG": true, "CMD": true, "COPY": true, "ENTRYPOINT": true, "ENV": true, "EXPOSE": true, "FROM": true,
-	"HEALTHCHECK": true, "LABEL": true, "MAINTAINER": true, "ONBUILD": true, "RUN": true, "SHELL": true,
-	"STOPSIGNAL": true, "USER": true, "VOLUME": true, "WORKDIR": true,
-}
-
+// readLimited reads a regular file of at most maxFile bytes in the root.
 func readLimited(root *os.Root, name string) ([]byte, error) {
-	info, err := root.Stat(filepath.Clean(name))
+	info, err := root.Stat(filepath.Clean(name)) // first: to open a FIFO would wait for its writer
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s does not exist: name another with -f", name)
 	} else if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, pathless(err))
 	}
-	if info.Size() > maxFile {
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a file", name)
+	}
+	file, err := root.Open(filepath.Clean(name))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, pathless(err))
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, pathless(err))
+	}
+	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: %d bytes: at most %d are read", name, info.Size(), maxFile)
 	}
-	return root.ReadFile(filepath.Clean(name))
+	return text, nil
 }
 
 // pathless takes the path off an error whose message names it already.

@@ -10,7 +10,7 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
+	"syscall"
 	"time"
 
 	"github.com/moby/buildkit/client"
@@ -26,204 +26,53 @@ const (
 	StatePath   = "/var/lib/buildkit"
 
 	readyTimeout = 60 * time.Second
+	stopTimeout  = 5 * time.Second
 	closeTimeout = 30 * time.Second
 )
-
-// WorkersConfig is what Workers need to know.
-type WorkersConfig struct {
-	// Open starts a sandbox whose own container is root of its user namespace, for an engine.
-	Open func(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error)
-	// Image holds buildkitd and what it needs.
-	Image  string
-	Limits sandbox.Limits // of one worker
-	// Mirror is the registry that images come from, host:port as a sandbox sees it, plain HTTP.
-	Mirror string
-	// Registry is the name under which builds push to and pull from that registry, host:port, and
-	// RegistryAddress the address behind its host.
-	Registry, RegistryAddress string
-	// KeepBytes is how much state a worker keeps when it collects garbage.
-	KeepBytes int64
-	// IdleTimeout is how long a worker that nobody uses lives on; its state outlives it.
-	IdleTimeout time.Duration
-	Log         *slog.Logger
-}
-
-// Workers are the BuildKit workers of a machine, one a project. BuildKit is no boundary between its
-// clients (moby/buildkit, PROJECT.md, "Security boundary"), so projects never share one.
-type Workers struct {
-	cfg WorkersConfig
-
-	mu     sync.Mutex
-	all    map[string]*worker
-	closed bool
-}
-
-// NewWorkers returns workers that start on demand.
-func NewWorkers(cfg WorkersConfig) *Workers {
-	return &Workers{cfg: cfg, all: map[string]*worker{}}
-}
 
 // worker is one project's, from its first use to its end.
 type worker struct {
 	project string
-	ready   chan struct{} // closed when sandbox, client or err is set
+	cancel  context.CancelCauseFunc // of its start
+	ready   chan struct{}           // closed when what follows is set
 	err     error
 	sb      sandbox.Sandbox
 	client  *client.Client
-	exited  chan struct{} // closed when buildkitd has ended
-	stop    context.CancelFunc
+	signals chan syscall.Signal // to buildkitd
+	kill    context.CancelFunc  // buildkitd
+	exited  chan struct{}       // closed when buildkitd has ended
+	gone    chan struct{}       // closed when nothing of it is left
 
 	// guarded by Workers.mu
 	leases int
 	idle   *time.Timer
 }
 
-// Lease lets a job use its project's worker. It is the job's sandbox: what Exec and Usage say is the
-// worker's.
-type Lease struct {
-	sandbox.Sandbox
-	Client *client.Client
-	give   func()
-}
-
-// Close gives the worker back. Safe to call twice.
-func (l *Lease) Close(context.Context) error {
-	l.give()
-	return nil
-}
-
-// Unwrap returns the worker's sandbox.
-func (l *Lease) Unwrap() sandbox.Sandbox { return l.Sandbox }
-
-// Lease returns a lease of a project's worker, starting the worker if there is none or the last has died.
-func (ws *Workers) Lease(ctx context.Context, project string) (*Lease, error) {
-	for {
-		w, fresh, err := ws.take(project)
-		if err != nil {
-			return nil, err
-		}
-		if fresh {
-			go ws.start(context.WithoutCancel(ctx), w)
-		}
-		select {
-		case <-w.ready:
-		case <-ctx.Done():
-			ws.give(w)
-			return nil, context.Cause(ctx)
-		}
-		if w.err != nil {
-			ws.give(w)
-			return nil, fmt.Errorf("start the builder of project %q: %w", project, w.err)
-		}
-		select {
-		case <-w.exited: // it died since; the next take starts another
-			ws.drop(w)
-			ws.give(w)
-			continue
-		default:
-		}
-		return &Lease{Sandbox: w.sb, Client: w.client, give: sync.OnceFunc(func() { ws.give(w) })}, nil
+func newWorker(project string) *worker {
+	return &worker{
+		project: project, ready: make(chan struct{}), signals: make(chan syscall.Signal, 1),
+		exited: make(chan struct{}), gone: make(chan struct{}),
 	}
 }
 
-// take counts a lease of the project's worker; fresh says that the caller must start it.
-func (ws *Workers) take(project string) (w *worker, fresh bool, err error) {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	if ws.closed {
-		return nil, false, errors.New("the builders are stopped: runnerd is shutting down")
-	}
-	w = ws.all[project]
-	if w == nil {
-		w = &worker{project: project, ready: make(chan struct{}), exited: make(chan struct{})}
-		ws.all[project] = w
-		fresh = true
-	}
-	w.leases++
-	if w.idle != nil {
-		w.idle.Stop()
-	}
-	return w, fresh, nil
-}
-
-// give ends a lease; a worker without leases ends when it has been idle for long enough.
-func (ws *Workers) give(w *worker) {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	w.leases--
-	if w.leases > 0 || ws.closed || ws.all[w.project] != w {
-		return
-	}
-	w.idle = time.AfterFunc(ws.cfg.IdleTimeout, func() {
-		ws.mu.Lock()
-		unused := w.leases == 0 && ws.all[w.project] == w
-		if unused {
-			delete(ws.all, w.project)
-		}
-		ws.mu.Unlock()
-		if unused {
-			ws.end(w)
-		}
-	})
-}
-
-// drop forgets a worker that has died, and removes what is left of it.
-func (ws *Workers) drop(w *worker) {
-	ws.mu.Lock()
-	current := ws.all[w.project] == w
-	if current {
-		delete(ws.all, w.project)
-	}
-	ws.mu.Unlock()
-	if current {
-		ws.end(w)
-	}
-}
-
-// end closes a worker's sandbox.
-func (ws *Workers) end(w *worker) {
-	<-w.ready
-	if w.sb == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	w.stop()
-	if err := errors.Join(w.client.Close(), w.sb.Close(ctx)); err != nil {
-		ws.cfg.Log.Error("close a builder", "project", w.project, "error", err)
-	}
-}
-
-// start starts a worker; it is ready when it has answered its first request.
-func (ws *Workers) start(ctx context.Context, w *worker) {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("buildkitd does not answer in time"))
-	defer cancel()
-	w.err = ws.launch(ctx, w)
-	if w.err != nil {
-		ws.mu.Lock()
-		if ws.all[w.project] == w {
-			delete(ws.all, w.project) // the next lease tries again
-		}
-		ws.mu.Unlock()
-	}
-	close(w.ready)
-}
-
-func (ws *Workers) launch(ctx context.Context, w *worker) (err error) {
+// launch starts the worker; it is ready when it has answered its first request. On failure nothing is left.
+func (w *worker) launch(ctx context.Context, cfg WorkersConfig) (err error) {
 	id := workerID(w.project)
-	host, _, _ := net.SplitHostPort(ws.cfg.Registry)
-	sb, err := ws.cfg.Open(ctx, sandbox.Spec{
-		ID: id, State: id, Image: ws.cfg.Image, Limits: ws.cfg.Limits,
+	spec := sandbox.Spec{
+		ID: id, State: id, Image: cfg.Image, Limits: cfg.Limits,
 		Volumes: map[string]string{StateVolume: StatePath},
-		Hosts:   map[string]string{host: ws.cfg.RegistryAddress},
-	})
+	}
+	if host, _, err := net.SplitHostPort(cfg.Registry); err == nil {
+		spec.Hosts = map[string]string{host: cfg.RegistryAddress}
+	}
+	sb, err := cfg.Open(ctx, spec)
 	if err != nil {
 		return err
 	}
-	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	life, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
-			stop()
+			kill()
 			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 			defer cancel()
 			err = errors.Join(err, sb.Close(cleanup))
@@ -234,9 +83,10 @@ func (ws *Workers) launch(ctx context.Context, w *worker) (err error) {
 	if !ok || !ok2 {
 		return fmt.Errorf("a builder cannot live in %T", sb)
 	}
-	if err := ws.configure(ctx, sb); err != nil {
+	if err := configure(ctx, sb, cfg); err != nil {
 		return err
 	}
+	// The socket is open before buildkitd runs: the first request waits in it, nothing polls.
 	socket, err := listener.Listen(ctx, "unix", socketPath)
 	if err != nil {
 		return err
@@ -247,10 +97,10 @@ func (ws *Workers) launch(ctx context.Context, w *worker) (err error) {
 		defer socket.Close()
 		exit, err := sb.Exec(life, sandbox.Process{
 			Args:  sandbox.EngineArgs("buildkitd", "--config", configPath, "--addr", "fd://"),
-			Files: []*os.File{socket}, Stdout: log, Stderr: log,
+			Files: []*os.File{socket}, Stdout: log, Stderr: log, Signals: w.signals,
 		})
 		if life.Err() == nil {
-			ws.cfg.Log.Warn("a builder ended", "project", w.project, "exit", exit, "error", err, "log", log.String())
+			cfg.Log.Info("a builder ended", "project", w.project, "exit", exit, "error", err, "log", log.String())
 		}
 	}()
 	c, err := client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -262,7 +112,7 @@ func (ws *Workers) launch(ctx context.Context, w *worker) (err error) {
 	if err := awaitWorker(ctx, c, w.exited); err != nil {
 		return errors.Join(fmt.Errorf("%w: %s", err, log), c.Close())
 	}
-	w.sb, w.client, w.stop = sb, c, stop
+	w.sb, w.client, w.kill = sb, c, kill
 	return nil
 }
 
@@ -287,60 +137,82 @@ func awaitWorker(ctx context.Context, c *client.Client, exited <-chan struct{}) 
 	if len(workers) != 1 {
 		return fmt.Errorf("buildkitd has %d workers, not one", len(workers))
 	}
-	if s := workers[0].Labels["org.mobyproject.buildkit.worker.snapshotter"]; s != "overlayfs" {
+	labels := workers[0].Labels
+	if s := labels["org.mobyproject.buildkit.worker.snapshotter"]; s != "overlayfs" {
 		return fmt.Errorf("buildkitd chose the snapshotter %q: its state must lie on a real file system", s)
+	}
+	if s := labels["org.mobyproject.buildkit.worker.oci.process-mode"]; s != "sandbox" {
+		return fmt.Errorf("buildkitd runs steps in process mode %q: they would see one another", s)
 	}
 	return nil
 }
 
-// configure writes buildkitd's configuration into the sandbox.
-func (ws *Workers) configure(ctx context.Context, sb sandbox.Sandbox) error {
-	// RUN steps share the sandbox's network, which is the build's own. What is not named is denied:
-	// entitlements, and frontends other than the built-in ones.
+// end stops buildkitd, gently first, and closes the worker's sandbox.
+func (w *worker) end(log *slog.Logger) {
+	defer close(w.gone)
+	<-w.ready
+	if w.err != nil {
+		return
+	}
+	w.signals <- syscall.SIGTERM
+	select {
+	case <-w.exited:
+	case <-time.After(stopTimeout):
+	}
+	w.kill()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := errors.Join(w.client.Close(), w.sb.Close(ctx)); err != nil {
+		log.Error("close a builder", "project", w.project, "error", err)
+	}
+}
+
+// config is buildkitd's (moby/buildkit, docs/buildkitd.toml.md). What is not named is denied: entitlements,
+// devices, and frontends other than the built-in ones. networkMode "host" is the sandbox's network, which
+// is the worker's own: a network namespace a step would cost its start and protect nothing from anyone.
+func (cfg WorkersConfig) config() string {
 	text := fmt.Sprintf(`root = %q
+insecure-entitlements = []
 [history]
   maxEntries = 100
 [frontend."gateway.v0"]
   enabled = false
+[cdi]
+  disabled = true
 [worker.containerd]
   enabled = false
 [worker.oci]
   enabled = true
   snapshotter = "overlayfs"
   networkMode = "host"
+  noProcessSandbox = false
   gc = true
   reservedSpace = "0"
   maxUsedSpace = "%d"
-`, StatePath, ws.cfg.KeepBytes)
-	if ws.cfg.Mirror != "" {
-		text += fmt.Sprintf("[registry.\"docker.io\"]\n  mirrors = [%q]\n[registry.%q]\n  http = true\n", ws.cfg.Mirror, ws.cfg.Mirror)
+`, StatePath, cfg.KeepBytes)
+	if cfg.MaxParallelism > 0 {
+		text += fmt.Sprintf("  max-parallelism = %d\n", cfg.MaxParallelism)
 	}
-	if ws.cfg.Registry != "" {
-		text += fmt.Sprintf("[registry.%q]\n  http = true\n", ws.cfg.Registry)
+	if cfg.Mirror != "" {
+		text += fmt.Sprintf("[registry.\"docker.io\"]\n  mirrors = [%q]\n[registry.%q]\n  http = true\n", cfg.Mirror, cfg.Mirror)
 	}
+	if cfg.Registry != "" && cfg.Registry != cfg.Mirror {
+		text += fmt.Sprintf("[registry.%q]\n  http = true\n", cfg.Registry)
+	}
+	return text
+}
+
+// configure writes buildkitd's configuration into the sandbox.
+func configure(ctx context.Context, sb sandbox.Sandbox, cfg WorkersConfig) error {
 	log := sandbox.NewTail(4096)
 	exit, err := sb.Exec(ctx, sandbox.Process{
 		Args:  []string{"/bin/sh", "-c", `mkdir -p "${0%/*}" && cat >"$0"`, configPath},
-		Stdin: strings.NewReader(text), Stderr: log,
+		Stdin: strings.NewReader(cfg.config()), Stderr: log,
 	})
 	if err == nil && !exit.Success() {
 		err = fmt.Errorf("write %s: %s: %s", configPath, exit, log)
 	}
 	return err
-}
-
-// Close ends all workers, whoever uses them.
-func (ws *Workers) Close() {
-	ws.mu.Lock()
-	ws.closed = true
-	all := ws.all
-	ws.all = map[string]*worker{}
-	ws.mu.Unlock()
-	var ends sync.WaitGroup
-	for _, w := range all {
-		ends.Go(func() { ws.end(w) })
-	}
-	ends.Wait()
 }
 
 // workerID names a project's worker and its state: projects are foreign text, so by their hash.

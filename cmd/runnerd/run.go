@@ -154,6 +154,9 @@ func (a *app) attach(ctx context.Context, c *client.Client, job api.Job, s api.S
 					interrupts++
 					if running.Load() && interrupts == 1 {
 						forward <- sig
+						if _, tty := terminal(a.stderr); tty {
+							a.say(s.TTY, "%s was passed on to the command; once more cancels the job", sig)
+						}
 						continue
 					}
 					a.say(s.TTY, "cancelling job %s", job.ID)

@@ -616,3 +616,56 @@ func TestStopCutsStreams(t *testing.T) {
 	}()
 	<-seen
 }
+
+// A client that is attached learns how its job ended although the daemon stops right after.
+func TestStopAfterResult(t *testing.T) {
+	for range 5 {
+		ctx, stop := context.WithCancel(t.Context())
+		release := make(chan struct{})
+		var at *api.Attachments
+		s := apitest.Start(t, func(c *api.Config, b *apitest.Backend) {
+			at = c.Attachments
+			b.Run = func(ctx context.Context, r runner.Request, _ []string, _ func(runner.Stream, string)) runner.Result {
+				session, err := at.Session(ctx, r.ID)
+				if err != nil {
+					return runner.Result{Outcome: runner.Errored}
+				}
+				<-release
+				_, _ = session.Stream(ctx, runner.Stdout).Write(make([]byte, 100<<10))
+				return runner.Result{Outcome: runner.Failed, ExitCode: 9}
+			}
+		})
+		socket := s.Socket + "2"
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(ctx, l) }()
+		c := client.New(socket)
+		sub := script("x")
+		sub.Attach = true
+		job, err := c.Submit(t.Context(), sub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		ended := make(chan error, 1)
+		go func() {
+			job, err := c.Attach(t.Context(), job.ID, client.Terminal{Stdout: &got, State: func(api.Job) {}})
+			if err == nil && job.Result.ExitCode != 9 {
+				err = fmt.Errorf("%+v", job.Result)
+			}
+			ended <- err
+		}()
+		time.Sleep(20 * time.Millisecond) // attached
+		close(release)
+		stop()
+		if err := <-ended; err != nil || got.Len() != 100<<10 {
+			t.Error(err, got.Len())
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -35,6 +35,8 @@ func attachOperation() *huma.Operation {
 }
 
 func (s *Server) attach(w http.ResponseWriter, r *http.Request) error {
+	s.attached.Add(1)
+	defer s.attached.Done()
 	id := r.PathValue("id")
 	if !strings.EqualFold(r.Header.Get("Upgrade"), Protocol) || !strings.EqualFold(r.Header.Get("Connection"), "upgrade") {
 		w.Header().Set("Upgrade", Protocol)

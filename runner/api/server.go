@@ -57,6 +57,8 @@ type Server struct {
 	draining atomic.Bool
 	// cleanups are the goroutines that wait for builds to remove their workspaces.
 	cleanups sync.WaitGroup
+	// attached are the upgraded connections, of which http.Server knows nothing.
+	attached sync.WaitGroup
 	ctx      context.Context // of the cleanups
 	stop     context.CancelFunc
 }
@@ -175,6 +177,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	grace, stop := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer stop()
 	err := h.Shutdown(grace)
+	results := make(chan struct{})
+	go func() { s.attached.Wait(); close(results) }()
+	select { // the last clients are being told how their jobs ended
+	case <-results:
+	case <-grace.Done():
+	}
 	cancel(errors.New("runnerd was stopped")) // upgraded connections too
 	if err != nil {
 		_ = h.Close()

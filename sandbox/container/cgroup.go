@@ -225,24 +225,45 @@ func (c cgroup) usage() sandbox.Usage {
 	return u
 }
 
-// kill ends every process of the subtree and waits until there is none.
+// kill ends every process of the subtree and waits until there is none. Killing them one by one loses
+// against processes that fork as fast: v2 kills all at once, on v1 they are frozen while they are killed.
 func (c cgroup) kill(ctx context.Context) error {
-	if c.h.unified {
-		_ = os.WriteFile(filepath.Join(c.dir(""), "cgroup.kill"), []byte("1"), 0o644) // since Linux 5.14
-	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		pids := c.pids()
-		if len(pids) == 0 {
+		if len(c.pids()) == 0 {
 			return nil
 		}
+		if c.h.unified {
+			_ = os.WriteFile(filepath.Join(c.dir(""), "cgroup.kill"), []byte("1"), 0o644) // since Linux 5.14
+		} else {
+			c.freeze("FROZEN")
+		}
+		pids := c.pids()
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
+		if !c.h.unified {
+			c.freeze("THAWED") // a frozen process dies when it thaws
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("cgroup %s: %d processes survive SIGKILL, such as %d: %w", c.path, len(pids), pids[0], context.Cause(ctx))
+			return fmt.Errorf("cgroup %s: %d processes survive SIGKILL, such as %d: %w", c.path, len(pids), slices.Max(append(pids, 0)), context.Cause(ctx))
 		case <-time.After(wait):
 		}
+	}
+}
+
+// freeze asks the v1 freezer for a state (cgroup-v1/freezer-subsystem). A subtree that does not come to rest,
+// since it forks meanwhile, is frozen for the most part, and the next round gets the rest.
+func (c cgroup) freeze(state string) {
+	file := filepath.Join(c.dir("freezer"), "freezer.state")
+	for range 20 {
+		if os.WriteFile(file, []byte(state), 0o644) != nil {
+			return
+		}
+		if text, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(text)) == state {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

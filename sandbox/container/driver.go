@@ -213,5 +213,9 @@ func (d *Driver) withDefaults(l sandbox.Limits) sandbox.Limits {
 	if l.Inodes == 0 {
 		l.Inodes = d.cfg.Defaults.Inodes
 	}
+	l.Inodes = min(l.Inodes, l.Disk/bytesPerInode)
 	return l
 }
+
+// bytesPerInode keeps a small disk from being all inodes.
+const bytesPerInode = 8192

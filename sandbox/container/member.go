@@ -18,7 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/runnerd/runnerd/sandbox"
-	"github.com/runnerd/runnerd/sandbox/container/initd"
+	"github.com/runnerd/runnerd/sandbox/initd"
 )
 
 // initTimeout bounds how long a member's init may take to answer; 1 ms is usual.

@@ -1,0 +1,136 @@
+package buildkit
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/docker/buildx/util/buildflags"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session/filesync"
+)
+
+// outputTypes are the outputs a target may have. "cacheonly" builds and keeps nothing but the cache.
+var outputTypes = []string{"registry", "image", client.ExporterOCI, client.ExporterDocker, client.ExporterTar, client.ExporterLocal, "cacheonly"}
+
+// exports turns the target's outputs, and Push, into BuildKit's. It returns what will be in OutputDir.
+func (b Build) exports(opt *client.SolveOpt, target Target) (names []string, err error) {
+	annotations, err := buildflags.ParseAnnotations(target.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	outputs := slices.Clone(target.Outputs)
+	if b.Push {
+		outputs = append(outputs, Option{Type: "registry"})
+	} else if len(outputs) == 0 {
+		outputs = append(outputs, Option{Type: "image"}) // kept in the worker, for its digest
+	}
+	for i, output := range outputs {
+		attrs := maps.Clone(output.Attrs)
+		if attrs == nil {
+			attrs = map[string]string{}
+		}
+		dest := attrs["dest"]
+		delete(attrs, "dest")
+		if output.Type != client.ExporterLocal && output.Type != client.ExporterTar {
+			if attrs["name"] == "" && len(target.Tags) > 0 {
+				attrs["name"] = strings.Join(target.Tags, ",")
+			}
+			for key, value := range annotations {
+				attrs[key.String()] = value
+			}
+		}
+		switch output.Type {
+		case "registry", "image":
+			if output.Type == "registry" {
+				attrs["push"] = "true"
+			}
+			if attrs["push"] == "true" && attrs["name"] == "" {
+				return nil, errors.New("nothing to push: give the target a tag (-t, or tags in the bake file)")
+			}
+			if attrs["push"] == "true" && b.insecure(attrs["name"]) {
+				attrs["registry.insecure"] = "true"
+			}
+			opt.Exports = append(opt.Exports, client.ExportEntry{Type: client.ExporterImage, Attrs: attrs})
+		case client.ExporterOCI, client.ExporterDocker, client.ExporterTar:
+			if dest == "" {
+				dest = fmt.Sprintf("%s-%d.%s.tar", b.Target, i, output.Type)
+			}
+			file, err := b.outputFile(dest)
+			if err != nil {
+				return nil, err
+			}
+			opt.Exports = append(opt.Exports, client.ExportEntry{Type: output.Type, Attrs: attrs, Output: file})
+			names = append(names, dest)
+		case client.ExporterLocal:
+			if dest == "" {
+				dest = b.Target
+			}
+			if err := b.checkOutput(dest); err != nil {
+				return nil, err
+			}
+			opt.Exports = append(opt.Exports, client.ExportEntry{Type: output.Type, Attrs: attrs, OutputDir: filepath.Join(b.OutputDir, dest)})
+			names = append(names, dest)
+		}
+	}
+	return names, nil
+}
+
+// insecure tells whether all the hosts of a list of image names are to be spoken to without TLS. A worker's
+// own configuration names runnerd's registry too, so a mixed list works without.
+func (b Build) insecure(names string) bool {
+	if b.Insecure == nil {
+		return false
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		if host, _, _ := strings.Cut(name, "/"); !b.Insecure(host) {
+			return false
+		}
+	}
+	return names != ""
+}
+
+// cacheOption is a cache with what its registry needs.
+func (b Build) cacheOption(c Option) Option {
+	if c.Type == "registry" && b.insecure(c.Attrs["ref"]) {
+		c.Attrs = maps.Clone(c.Attrs)
+		c.Attrs["registry.insecure"] = "true"
+	}
+	return c
+}
+
+func (b Build) checkOutput(name string) error {
+	if b.OutputDir == "" {
+		return errors.New("this build has nowhere to write files to: push it instead")
+	}
+	if !filepath.IsLocal(name) {
+		return fmt.Errorf("output %s is outside the output directory: give a relative name", name)
+	}
+	return nil
+}
+
+// outputFile is a file in OutputDir that is made when BuildKit has something to write.
+func (b Build) outputFile(name string) (filesync.FileOutputFunc, error) {
+	if err := b.checkOutput(name); err != nil {
+		return nil, err
+	}
+	return func(map[string]string) (io.WriteCloser, error) {
+		if err := os.MkdirAll(b.OutputDir, 0o755); err != nil {
+			return nil, err
+		}
+		root, err := os.OpenRoot(b.OutputDir)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return nil, err
+		}
+		return root.Create(name)
+	}, nil
+}

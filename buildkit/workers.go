@@ -1,0 +1,204 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/moby/buildkit/client"
+
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// WorkersConfig is what Workers need to know.
+type WorkersConfig struct {
+	// Open starts a sandbox whose own container is root of its user namespace, for an engine.
+	Open func(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error)
+	// Image holds buildkitd and what it needs.
+	Image  string
+	Limits sandbox.Limits // of one worker
+	// Mirror is the registry that images come from, host:port as a sandbox sees it, plain HTTP.
+	Mirror string
+	// Registry is the name under which builds push to and pull from that registry, host:port, and
+	// RegistryAddress the address behind its host.
+	Registry, RegistryAddress string
+	// KeepBytes is how much state a worker keeps when it collects garbage.
+	KeepBytes int64
+	// MaxParallelism is how many steps a worker runs at once; 0: as many as there are.
+	MaxParallelism int
+	// IdleTimeout is how long a worker that nobody uses lives on; its state outlives it.
+	IdleTimeout time.Duration
+	Log         *slog.Logger
+}
+
+// Workers are the BuildKit workers of a machine, one a project. BuildKit is no boundary between its
+// clients (moby/buildkit, PROJECT.md, "Security boundary"), so projects never share one.
+type Workers struct {
+	cfg WorkersConfig
+
+	mu     sync.Mutex
+	all    map[string]*worker // by project
+	ending map[string]*worker // by project; the last one that is on its way out
+	closed bool
+}
+
+// NewWorkers returns workers that start on demand.
+func NewWorkers(cfg WorkersConfig) *Workers {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Workers{cfg: cfg, all: map[string]*worker{}, ending: map[string]*worker{}}
+}
+
+// Lease lets a job use its project's worker. It is the job's sandbox: what Exec and Usage say is the
+// worker's.
+type Lease struct {
+	sandbox.Sandbox
+	Client *client.Client
+	give   func()
+}
+
+// Close gives the worker back. Safe to call twice.
+func (l *Lease) Close(context.Context) error {
+	l.give()
+	return nil
+}
+
+// Unwrap returns the worker's sandbox.
+func (l *Lease) Unwrap() sandbox.Sandbox { return l.Sandbox }
+
+var errClosed = errors.New("the builders are stopped: runnerd is shutting down")
+
+// Lease returns a lease of a project's worker, starting the worker if there is none or the last has died.
+// Leases of one project share its worker, and its start. ctx covers the wait only: a start goes on when the
+// one who asked for it first gives up, since others may wait for it.
+func (ws *Workers) Lease(ctx context.Context, project string) (*Lease, error) {
+	for {
+		w, err := ws.take(ctx, project)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-w.ready:
+		case <-ctx.Done():
+			ws.give(w)
+			return nil, context.Cause(ctx)
+		}
+		if w.err != nil {
+			ws.give(w)
+			return nil, fmt.Errorf("start the builder of project %q: %w", project, w.err)
+		}
+		select {
+		case <-w.exited: // it died since; the next take starts another
+			ws.retire(w, false)
+			ws.give(w)
+			continue
+		default:
+		}
+		return &Lease{Sandbox: w.sb, Client: w.client, give: sync.OnceFunc(func() { ws.give(w) })}, nil
+	}
+}
+
+// take counts a lease of the project's worker, and starts the worker if there is none.
+func (ws *Workers) take(ctx context.Context, project string) (*worker, error) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.closed {
+		return nil, errClosed
+	}
+	w := ws.all[project]
+	if w == nil {
+		w = newWorker(project)
+		ws.all[project] = w
+		ctx, w.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+		go ws.start(ctx, w, ws.ending[project])
+	}
+	w.leases++
+	if w.idle != nil {
+		w.idle.Stop()
+	}
+	return w, nil
+}
+
+// start starts a worker when its predecessor has gone, whose name and disk it takes over.
+func (ws *Workers) start(ctx context.Context, w, before *worker) {
+	defer close(w.ready)
+	if before != nil {
+		<-before.gone
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("buildkitd does not answer in time"))
+	defer cancel()
+	if w.err = w.launch(ctx, ws.cfg); w.err != nil {
+		ws.mu.Lock()
+		if ws.all[w.project] == w {
+			delete(ws.all, w.project) // the next lease tries again
+		}
+		ws.mu.Unlock()
+	}
+}
+
+// give ends a lease; a worker without leases ends when it has been idle for long enough.
+func (ws *Workers) give(w *worker) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	w.leases--
+	if w.leases > 0 || ws.all[w.project] != w {
+		return
+	}
+	w.idle = time.AfterFunc(ws.cfg.IdleTimeout, func() { ws.retire(w, true) })
+}
+
+// retire takes a worker out of use, or only if it is idle, and ends it in the background.
+func (ws *Workers) retire(w *worker, ifIdle bool) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.all[w.project] != w || ifIdle && w.leases > 0 {
+		return
+	}
+	delete(ws.all, w.project)
+	ws.ending[w.project] = w
+	go func() {
+		w.end(ws.cfg.Log)
+		ws.mu.Lock()
+		if ws.ending[w.project] == w {
+			delete(ws.ending, w.project)
+		}
+		ws.mu.Unlock()
+	}()
+}
+
+// Close ends all workers, whoever uses them, and returns when nothing of them is left.
+func (ws *Workers) Close() {
+	ws.mu.Lock()
+	ws.closed = true
+	var all []*worker
+	for _, w := range ws.all {
+		all = append(all, w)
+	}
+	ws.mu.Unlock()
+	for _, w := range all {
+		w.cancel(errClosed) // if it is still starting
+		ws.retire(w, false)
+	}
+	for {
+		ws.mu.Lock()
+		var next *worker
+		for _, w := range ws.ending {
+			next = w
+			break
+		}
+		ws.mu.Unlock()
+		if next == nil {
+			return
+		}
+		<-next.gone
+		ws.mu.Lock()
+		if ws.ending[next.project] == next {
+			delete(ws.ending, next.project)
+		}
+		ws.mu.Unlock()
+	}
+}
