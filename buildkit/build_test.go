@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,7 +44,7 @@ func TestBuild(t *testing.T) {
 		{"denied", testDenied},
 		{"failures", testFailures},
 		{"cancel", testCancel},
-		{"killed", testKilled},
+		{"gone", testGone},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, d) })
 	}
@@ -457,13 +459,34 @@ func decode(t testing.TB, text []byte, into any) {
 	}
 }
 
-// testKilled is the last: a build whose worker dies is not the user's failure.
-func testKilled(t *testing.T, d *daemon) {
-	b := workspace(t, "Dockerfile", "FROM debian:bookworm-slim\nRUN echo here and then && sleep 3\n")
-	var once sync.Once
-	_, err := b.Run(t.Context(), d.Client, func(s *client.SolveStatus) {
+// testGone holds that a build whose worker goes away is not the user's failure.
+func testGone(t *testing.T, d *daemon) {
+	var mu sync.Mutex
+	var conns []net.Conn
+	gone := false
+	c, err := client.New(t.Context(), "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if gone {
+			return nil, syscall.ECONNREFUSED
+		}
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", d.socket)
+		conns = append(conns, conn)
+		return conn, err
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b := workspace(t, "Dockerfile", "FROM debian:bookworm-slim\nRUN echo here and then && sleep 600\n")
+	_, err = b.Run(t.Context(), c, func(s *client.SolveStatus) {
 		if len(s.Logs) > 0 {
-			once.Do(func() { _ = d.process.Kill() })
+			mu.Lock()
+			defer mu.Unlock()
+			gone = true
+			for _, conn := range conns {
+				_ = conn.Close()
+			}
 		}
 	})
 	var step *StepError

@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -32,7 +33,7 @@ const (
 // daemon is a buildkitd on the machine itself, configured as a worker's, and a registry that is its mirror.
 type daemon struct {
 	*client.Client
-	process  *os.Process
+	socket   string
 	registry string // host:port
 
 	mu       sync.Mutex
@@ -68,7 +69,10 @@ func startDaemon(t *testing.T) *daemon {
 
 	dir := t.TempDir()
 	text := strings.ReplaceAll(WorkersConfig{Mirror: d.registry, Registry: d.registry, KeepBytes: 4 << 30}.config(), StatePath, filepath.Join(dir, "root"))
+	group := fmt.Sprint("runnerd-test-", os.Getpid())
+	text = strings.Replace(text, "gc = true\n", "gc = true\n  defaultCgroupParent = \""+group+"\"\n", 1)
 	config, socket := filepath.Join(dir, "buildkitd.toml"), filepath.Join(dir, "sock")
+	d.socket = socket
 	writeFile(t, dir, "buildkitd.toml", text)
 	output, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
@@ -81,12 +85,19 @@ func startDaemon(t *testing.T) *daemon {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	d.process = cmd.Process
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may be dead
+		_ = cmd.Process.Signal(syscall.SIGTERM)
 		killer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
 		defer killer.Stop()
 		_ = cmd.Wait()
+		for _, pattern := range []string{"/sys/fs/cgroup/%s/buildkit", "/sys/fs/cgroup/*/%s/buildkit"} {
+			groups, _ := filepath.Glob(fmt.Sprintf(pattern, group))
+			for _, dir := range groups { // not empty: a step has outlived its build
+				if err := errors.Join(os.Remove(dir), os.Remove(filepath.Dir(dir))); err != nil {
+					t.Error(err)
+				}
+			}
+		}
 		if t.Failed() {
 			text, _ := os.ReadFile(filepath.Join(dir, "log"))
 			t.Logf("buildkitd: %s", text[max(0, len(text)-4000):])

@@ -11,7 +11,7 @@ import (
 )
 
 func TestDisplay(t *testing.T) {
-	for mode, want := range map[string]string{"plain": "#1 hello", "rawjson": `"name":"[1/2] RUN echo hello"`, "quiet": "", "auto": "hello", "nonsense": "invalid"} {
+	for mode, want := range map[string]string{"plain": "#1 0.000 hello", "rawjson": `"name":"[1/2] RUN echo hello"`, "quiet": "", "auto": "hello", "nonsense": "invalid"} {
 		now := time.Now()
 		v := &client.Vertex{Digest: digest.FromString("v"), Name: "[1/2] RUN echo hello", Started: &now}
 		statuses := make(chan *client.SolveStatus, 1)

@@ -5,6 +5,8 @@ package integration
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -153,13 +155,14 @@ func (d *daemon) nothingLeft() {
 			left = append(left, p+" "+strings.ReplaceAll(string(text), "\x00", " "))
 		}
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*/runnerd-*/*", "/sys/fs/cgroup/runnerd-*/*"} {
-		groups, _ := filepath.Glob(pattern)
-		for _, g := range groups {
-			if info, err := os.Stat(g); err == nil && info.IsDir() && !strings.Contains(g, host.name) {
-				left = append(left, g)
-			}
-		}
+	sum := sha256.Sum256([]byte(d.state))
+	instance := "runnerd-" + hex.EncodeToString(sum[:4])
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		groups, _ := filepath.Glob(pattern + instance)
+		left = append(left, groups...)
+	}
+	if tables, _ := exec.Command("nft", "list", "tables").Output(); strings.Contains(string(tables), instance) {
+		left = append(left, "nftables table "+instance)
 	}
 	if len(left) > 0 {
 		d.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
@@ -253,12 +256,12 @@ func TestInterrupts(t *testing.T) {
 					d.await("sleep 4242", "running")
 					_ = p.Signal(signal)
 				}()
-			}, "run", "--", "sleep", "4242")
+			}, "run", "--name", "sleep 4242", "--", "sleep", "4242")
 			d.await("sleep 4242", "finished")
 		})
 	}
 	t.Run("cancel", func(t *testing.T) {
-		stdout, stderr, code := d.run("run", "--detach", "--", "sleep", "4243")
+		stdout, stderr, code := d.run("run", "--name", "sleep 4243", "--detach", "--", "sleep", "4243")
 		id := strings.TrimSpace(stdout)
 		if code != 0 || id == "" {
 			t.Fatalf("exit code %d: %s", code, stderr)
@@ -320,7 +323,7 @@ func TestDisjointUIDs(t *testing.T) {
 func TestKilledDaemon(t *testing.T) {
 	d := startDaemon(t, "pool: [{sandbox: container, size: 2}]\n")
 	for i := range 2 {
-		if _, stderr, code := d.run("run", "--detach", "--", "sleep", fmt.Sprint(4250+i)); code != 0 {
+		if _, stderr, code := d.run("run", "--name", fmt.Sprintf("sleep %d", 4250+i), "--detach", "--", "sleep", fmt.Sprint(4250+i)); code != 0 {
 			t.Fatal(stderr)
 		}
 		d.await(fmt.Sprintf("sleep %d", 4250+i), "running")
@@ -341,7 +344,7 @@ func TestKilledDaemon(t *testing.T) {
 // TestStoppedDaemon stops the daemon with a job running: it has the drain time, then it is cancelled.
 func TestStoppedDaemon(t *testing.T) {
 	d := startDaemon(t, "")
-	if _, stderr, code := d.run("run", "--detach", "--", "sleep", "4260"); code != 0 {
+	if _, stderr, code := d.run("run", "--name", "sleep 4260", "--detach", "--", "sleep", "4260"); code != 0 {
 		t.Fatal(stderr)
 	}
 	d.await("sleep 4260", "running")

@@ -1,0 +1,45 @@
+package runnerd
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/runnerd/runnerd/"
+
+// TestImports holds the direction of imports that ARCHITECTURE.md gives.
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", "{{.ImportPath}} {{join .Imports \" \"}}", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	may := map[string][]string{ // by the first element of the path
+		"sandbox":  {"sandbox"},
+		"runner":   {"runner", "sandbox"},
+		"buildkit": {"buildkit", "sandbox"},
+		"registry": {"registry"},
+	}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		from, _, _ := strings.Cut(strings.TrimPrefix(fields[0], module), "/")
+		allowed, restricted := may[from]
+		if !restricted {
+			continue
+		}
+		for _, imported := range fields[1:] {
+			path, ours := strings.CutPrefix(imported, module)
+			if !ours {
+				continue
+			}
+			to, _, _ := strings.Cut(path, "/")
+			ok := false
+			for _, a := range allowed {
+				ok = ok || a == to
+			}
+			if !ok {
+				t.Errorf("%s may not import %s", fields[0], imported)
+			}
+		}
+	}
+}
