@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -65,7 +66,7 @@ func startDaemon(t *testing.T) *daemon {
 	}))
 	t.Cleanup(server.Close)
 	d.registry = strings.TrimPrefix(server.URL, "http://")
-	pushBase(t, d.registry)
+	pushImages(t, d.registry, baseImage)
 
 	dir := t.TempDir()
 	text := strings.ReplaceAll(WorkersConfig{Mirror: d.registry, Registry: d.registry, KeepBytes: 4 << 30}.config(), StatePath, filepath.Join(dir, "root"))
@@ -124,8 +125,8 @@ func startDaemon(t *testing.T) *daemon {
 	return d
 }
 
-// pushBase puts the one image that the tests build on into a registry.
-func pushBase(t *testing.T, host string) {
+// pushImages puts images of imagesDir into a registry.
+func pushImages(t *testing.T, host string, images ...string) {
 	t.Helper()
 	index, err := layout.ImageIndexFromPath(imagesDir)
 	if err != nil {
@@ -136,23 +137,30 @@ func pushBase(t *testing.T, host string) {
 		t.Fatal(err)
 	}
 	for _, m := range manifest.Manifests {
-		if m.Annotations["org.opencontainers.image.ref.name"] != baseImage {
+		title := m.Annotations["org.opencontainers.image.ref.name"]
+		i := slices.Index(images, title)
+		if i < 0 {
 			continue
 		}
+		images = slices.Delete(images, i, i+1)
 		image, err := index.Image(m.Digest)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ref, err := name.ParseReference(host + "/library/" + baseImage)
+		if !strings.Contains(title, "/") {
+			title = "library/" + title
+		}
+		ref, err := name.ParseReference(host + "/" + title)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := remote.Write(ref, image); err != nil {
 			t.Fatal(err)
 		}
-		return
 	}
-	t.Skipf("%s holds no %s: run make images", imagesDir, baseImage)
+	if len(images) > 0 {
+		t.Skipf("%s holds no %v: run make images", imagesDir, images)
+	}
 }
 
 // asked counts the requests to the registry for a repository.

@@ -168,8 +168,8 @@ func (p Plan) checkTarget(root *os.Root, t Target, frontends []string) error {
 	}
 	text, where := []byte(t.DockerfileInline), "dockerfile-inline"
 	if t.DockerfileInline == "" {
-		if !filepath.IsLocal(t.Dockerfile) && filepath.IsAbs(t.Dockerfile) {
-			return fmt.Errorf("Dockerfile %s: name it relative to its context", t.Dockerfile)
+		if filepath.IsAbs(t.Dockerfile) {
+			return fmt.Errorf("%s: name a Dockerfile relative to its context", t.Dockerfile)
 		}
 		where = filepath.Join(t.Context, t.Dockerfile)
 		var err error

@@ -172,7 +172,7 @@ func ownedByRoot(_ string, st *fstypes.Stat) fsutil.MapResult {
 func (b Build) dockerfile(t Target) (dir, name string, err error) {
 	path, err := b.inside(filepath.Join(t.Context, t.Dockerfile))
 	if err != nil {
-		return "", "", fmt.Errorf("Dockerfile %s: %w", t.Dockerfile, err)
+		return "", "", fmt.Errorf("%s: %w", filepath.Join(t.Context, t.Dockerfile), err)
 	}
 	return filepath.Dir(path), filepath.Base(path), nil
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,10 +39,12 @@ type worker struct {
 	err     error
 	sb      sandbox.Sandbox
 	client  *client.Client
-	signals chan syscall.Signal // to buildkitd
-	kill    context.CancelFunc  // buildkitd
-	exited  chan struct{}       // closed when buildkitd has ended
-	gone    chan struct{}       // closed when nothing of it is left
+	exited  chan struct{} // closed when buildkitd has ended
+	gone    chan struct{} // closed when nothing of it is left
+
+	stopping atomic.Bool
+	signals  chan syscall.Signal // to buildkitd
+	kill     context.CancelFunc  // buildkitd
 
 	// guarded by Workers.mu
 	leases int
@@ -99,8 +102,8 @@ func (w *worker) launch(ctx context.Context, cfg WorkersConfig) (err error) {
 			Args:  sandbox.EngineArgs("buildkitd", "--config", configPath, "--addr", "fd://"),
 			Files: []*os.File{socket}, Stdout: log, Stderr: log, Signals: w.signals,
 		})
-		if life.Err() == nil {
-			cfg.Log.Info("a builder ended", "project", w.project, "exit", exit, "error", err, "log", log.String())
+		if life.Err() == nil && !w.stopping.Load() {
+			cfg.Log.Warn("a builder died", "project", w.project, "exit", exit, "error", err, "log", log.String())
 		}
 	}()
 	c, err := client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -129,6 +132,12 @@ func awaitWorker(ctx context.Context, c *client.Client, exited <-chan struct{}) 
 	}()
 	workers, err := c.ListWorkers(ctx)
 	if err != nil {
+		select {
+		case <-exited: // rather than that its socket has closed
+			return errors.New("buildkitd ended")
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
@@ -154,6 +163,7 @@ func (w *worker) end(log *slog.Logger) {
 	if w.err != nil {
 		return
 	}
+	w.stopping.Store(true)
 	w.signals <- syscall.SIGTERM
 	select {
 	case <-w.exited:

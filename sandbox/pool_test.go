@@ -32,6 +32,7 @@ func (f *fakeSandbox) Close(context.Context) error {
 	f.closed = true
 	return nil
 }
+
 func (f *fakeSandbox) Adopt(s Spec) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -24,7 +24,7 @@ import (
 type buildFlags struct {
 	api.Build
 	files, args, labels, secrets, vars []string
-	stage, output, progress            string
+	stage, progress                    string
 	timeout                            textFlag[config.Duration, *config.Duration]
 	asJSON, detach                     bool
 }

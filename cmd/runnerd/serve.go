@@ -61,7 +61,8 @@ type daemon struct {
 
 // serve is the daemon's life: lock, engines, socket, the rest; and back.
 func serve(ctx context.Context, c *config.Config, log *slog.Logger, signals <-chan os.Signal,
-	assemble func(context.Context, *config.Config, engine.Set, *slog.Logger) (*daemon, error)) (err error) {
+	assemble func(context.Context, *config.Config, engine.Set, *slog.Logger) (*daemon, error),
+) (err error) {
 	for _, dir := range []string{c.StateDir, c.RunDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // searchable by the sandboxes' ids
 			return fmt.Errorf("make %s: %w", dir, err)

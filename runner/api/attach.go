@@ -80,7 +80,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) error {
 	go func() { defer close(written); session.write(conn) }()
 	go func() {
 		err := session.read(buffered)
-		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) { // read ends with an error only
 			s.cfg.Log.Debug("attached client", "id", id, "error", err)
 		}
 		session.leave()

@@ -164,7 +164,8 @@ func (s *Server) list(ctx context.Context, f *Filter) (*body[[]Job], error) {
 func (s *Server) cancel(ctx context.Context, in *struct {
 	ID     string `path:"id" maxLength:"40" pattern:"^[a-z0-9][a-z0-9-]*$" doc:"A job's id."`
 	Reason string `query:"reason" maxLength:"500" doc:"A sentence for people."`
-}) (*body[Job], error) {
+},
+) (*body[Job], error) {
 	reason := in.Reason
 	if reason == "" {
 		reason = "the job was cancelled"

@@ -51,8 +51,10 @@ func newImages(c *client.Client, mirror string) *images {
 			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
 		}}, nil
 	}
-	return &images{client: c, unpacked: map[string]*image{},
-		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: hosts})}
+	return &images{
+		client: c, unpacked: map[string]*image{},
+		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: hosts}),
+	}
 }
 
 // get returns the image that ref names now. The name is looked up on every use, so a moved tag is seen and

@@ -15,10 +15,9 @@ import (
 // is the network's administrator. Only file descriptors hold them: when the last process and the last
 // descriptor are gone, the kernel removes both and the veth in them, so there is nothing to leak.
 type slot struct {
-	base    uint32
-	userns  *os.File
-	netns   *os.File
-	release func()
+	base   uint32
+	userns *os.File
+	netns  *os.File
 }
 
 // newSlot makes the namespaces by cloning a child into them that never gets to run: it is stopped by

@@ -51,8 +51,11 @@ func specOf(m *member, hostname, initBinary string, binds map[string]string) *sp
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.UserNamespace, Path: m.sb.slot.usernsPath()},
 				{Type: specs.NetworkNamespace, Path: m.sb.slot.netnsPath()},
-				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-				{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
+				{Type: specs.PIDNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.MountNamespace},
+				{Type: specs.CgroupNamespace},
 			},
 			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
 		},

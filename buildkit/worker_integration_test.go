@@ -1,0 +1,146 @@
+//go:build integration
+
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+
+	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/sandbox/container"
+)
+
+const (
+	workerImage = "runnerd/sandbox:latest"
+	firstUID    = 1879048192 + 5000*65536 // away from other tests'
+)
+
+// TestWorker runs a worker in a real sandbox.
+func TestWorker(t *testing.T) {
+	listener, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0))), ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { _ = server.Close() })
+	port := listener.Addr().(*net.TCPAddr).Port
+	local := fmt.Sprintf("127.0.0.1:%d", port)
+	pushImages(t, local, baseImage, workerImage)
+
+	dir, err := os.MkdirTemp("/var/tmp", "runnerd-buildkit-") // not on a tmpfs or an overlay
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	engines, err := filepath.Abs(enginesDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	driver, err := container.New(t.Context(), container.Config{
+		Name: "runnerd-bk", StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), EngineDir: engines, Mirror: local,
+		Subnet: netip.MustParsePrefix("10.214.0.0/16"), Ports: []int{port}, FirstUID: firstUID, UIDRanges: 100,
+		Defaults: sandbox.Limits{CPU: 2000, Memory: 2 << 30, PIDs: 2048, Disk: 8 << 30, Inodes: 1 << 19}, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := driver.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := driver.Pull(t.Context(), workerImage); err != nil {
+		t.Fatal(err)
+	}
+	mirror := fmt.Sprintf("%s:%d", driver.Gateway(), port)
+	ws := NewWorkers(WorkersConfig{
+		Open: driver.StartEngine, Image: workerImage, Mirror: mirror, KeepBytes: 4 << 30, IdleTimeout: 50 * time.Millisecond,
+		Registry: fmt.Sprintf("registry.runnerd.internal:%d", port), RegistryAddress: driver.Gateway().String(),
+	})
+	t.Cleanup(ws.Close)
+	lease := func(project string) *Lease {
+		t.Helper()
+		began := time.Now()
+		l, err := ws.Lease(t.Context(), project)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("worker of %s ready after %s", project, time.Since(began))
+		return l
+	}
+	b := workspace(t, "Dockerfile", `FROM debian:bookworm-slim
+RUN test ! -e /proc/2 && id -u && cat /proc/self/uid_map
+RUN ! kill -9 -1 2>/dev/null; echo alive && cat /proc/sys/kernel/random/uuid >/id
+`)
+	target := b.Plan.Targets["default"]
+	target.Tags = []string{fmt.Sprintf("registry.runnerd.internal:%d/it/worker:1", port)}
+	b.Plan.Targets["default"], b.Push = target, true
+
+	l := lease("one")
+	cold, err := b.Run(t.Context(), l.Client, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close(t.Context())
+	eventually(t, "an idle worker stops", func() bool { ws.mu.Lock(); defer ws.mu.Unlock(); return len(ws.all)+len(ws.ending) == 0 })
+
+	l = lease("one") // starts again on the state it left
+	warm, err := b.Run(t.Context(), l.Client, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("cold %s, after a restart %s: %d of %d steps cached", cold.Duration, warm.Duration, warm.Cached, warm.Steps)
+	if warm.Cached != warm.Steps || warm.Digest != cold.Digest {
+		t.Errorf("the state is lost: %+v, before %+v", warm, cold)
+	}
+	// A build that runs when the worker dies is not the user's failure, and the next lease works.
+	slow := workspace(t, "Dockerfile", "FROM debian:bookworm-slim\nRUN echo here and there && sleep 600\n")
+	ended := make(chan error, 1)
+	go func() { _, err := slow.Run(t.Context(), l.Client, nil); ended <- err }()
+	time.Sleep(time.Second)
+	if _, err := l.Exec(t.Context(), sandbox.Process{Args: []string{"/bin/sh", "-c", "pkill -9 -x buildkitd || for p in /proc/[0-9]*; do test \"$(cat $p/comm)\" = buildkitd && kill -9 ${p#/proc/}; done; true"}}); err != nil {
+		t.Fatal(err)
+	}
+	var step *StepError
+	if err := <-ended; err == nil || errors.As(err, &step) {
+		t.Errorf("the build of a worker that died: %v", err)
+	}
+	next := lease("one")
+	_ = l.Close(t.Context())
+	if again, err := b.Run(t.Context(), next.Client, nil); err != nil || again.Cached != again.Steps {
+		t.Errorf("after a crash: %+v, %v", again, err)
+	}
+	other := lease("two") // has a cache of its own
+	if result, err := b.Run(t.Context(), other.Client, nil); err != nil || result.Cached != 0 || result.Digest == cold.Digest {
+		t.Errorf("another project: %+v, %v", result, err)
+	}
+	_ = next.Close(t.Context())
+	_ = other.Close(t.Context())
+	ws.Close()
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	if strings.Contains(string(mounts), filepath.Join(dir, "run/sandboxes")) {
+		t.Error("mounts are left")
+	}
+}
