@@ -71,9 +71,11 @@ func TestWorker(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	pull := time.Now()
 	if err := driver.Pull(t.Context(), workerImage); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("image unpacked after %s", time.Since(pull))
 	mirror := fmt.Sprintf("%s:%d", driver.Gateway(), port)
 	ws := NewWorkers(WorkersConfig{
 		Open: driver.StartEngine, Image: workerImage, Mirror: mirror, KeepBytes: 4 << 30, IdleTimeout: 50 * time.Millisecond,
@@ -104,8 +106,10 @@ RUN ! kill -9 -1 2>/dev/null; echo alive && cat /proc/sys/kernel/random/uuid >/i
 		t.Fatal(err)
 	}
 	_ = l.Close(t.Context())
+	began := time.Now()
 	eventually(t, "an idle worker stops", func() bool { ws.mu.Lock(); defer ws.mu.Unlock(); return len(ws.all)+len(ws.ending) == 0 })
 
+	t.Logf("stopped after %s", time.Since(began))
 	l = lease("one") // starts again on the state it left
 	warm, err := b.Run(t.Context(), l.Client, nil)
 	if err != nil {
@@ -138,7 +142,9 @@ RUN ! kill -9 -1 2>/dev/null; echo alive && cat /proc/sys/kernel/random/uuid >/i
 	}
 	_ = next.Close(t.Context())
 	_ = other.Close(t.Context())
+	began = time.Now()
 	ws.Close()
+	t.Logf("two workers closed after %s", time.Since(began))
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	if strings.Contains(string(mounts), filepath.Join(dir, "run/sandboxes")) {
 		t.Error("mounts are left")
