@@ -35,6 +35,7 @@ const (
 type daemon struct {
 	*client.Client
 	socket   string
+	engines  string // directory
 	registry string // host:port
 
 	mu       sync.Mutex
@@ -42,7 +43,7 @@ type daemon struct {
 }
 
 // startDaemon starts one for the test. It skips the test where there is no root or no engine.
-func startDaemon(t *testing.T) *daemon {
+func startDaemon(t testing.TB) *daemon {
 	t.Helper()
 	if testing.Short() || os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -56,7 +57,7 @@ func startDaemon(t *testing.T) *daemon {
 			t.Skip("no engines: run make engines: ", err)
 		}
 	}
-	d := &daemon{}
+	d := &daemon{engines: engines}
 	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		d.mu.Lock()
@@ -126,7 +127,7 @@ func startDaemon(t *testing.T) *daemon {
 }
 
 // pushImages puts images of imagesDir into a registry.
-func pushImages(t *testing.T, host string, images ...string) {
+func pushImages(t testing.TB, host string, images ...string) {
 	t.Helper()
 	index, err := layout.ImageIndexFromPath(imagesDir)
 	if err != nil {
@@ -177,7 +178,7 @@ func (d *daemon) asked(repository string) int {
 }
 
 // workspace writes files, as name and text in turn ("-> TARGET" makes a link), and reads the plan they make.
-func workspace(t *testing.T, files ...string) Build {
+func workspace(t testing.TB, files ...string) Build {
 	t.Helper()
 	b := Build{Dir: t.TempDir(), OutputDir: t.TempDir(), Insecure: func(string) bool { return true }}
 	for i := 0; i+1 < len(files); i += 2 {
@@ -204,7 +205,7 @@ func (b Build) of(target string) Build {
 	return b
 }
 
-func (d *daemon) run(t *testing.T, b Build) Result {
+func (d *daemon) run(t testing.TB, b Build) Result {
 	t.Helper()
 	result, err := b.Run(t.Context(), d.Client, nil)
 	if err != nil {

@@ -214,7 +214,7 @@ func checkDir(root *os.Root, dir string) error {
 	}
 	info, err := root.Stat(filepath.Clean(dir))
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) || !filepath.IsLocal(dir) {
+		if !filepath.IsLocal(dir) || strings.Contains(err.Error(), "escapes") { // os.Root has no error to compare with
 			return fmt.Errorf("context %s is outside %s: run from a directory that holds both", dir, root.Name())
 		}
 		return fmt.Errorf("context %s: %w", dir, pathless(err))

@@ -71,9 +71,15 @@ func (s suite) open(t *testing.T, name string) sandbox.Sandbox {
 	return sb
 }
 
+// nothingLeft asserts that nothing is left. It waits a moment: containerd runs "runc delete" once more, on
+// its own time, for a container whose start was cancelled.
 func (s suite) nothingLeft(t *testing.T, id string) {
 	t.Helper()
-	if left := s.leftovers(id); len(left) > 0 {
+	left := s.leftovers(id)
+	for deadline := time.Now().Add(5 * time.Second); len(left) > 0 && time.Now().Before(deadline); left = s.leftovers(id) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if len(left) > 0 {
 		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 	}
 }
