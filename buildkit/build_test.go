@@ -388,4 +388,3 @@ func decode(t testing.TB, text []byte, into any) {
 		t.Fatalf("%v: %s", err, text)
 	}
 }
-
