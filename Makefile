@@ -41,11 +41,11 @@ unit: ## the tests that need no root and no engines
 	@go test ./...
 
 integration: images build ## the tests on real engines, as root
-	@go test -tags integration -count 1 -timeout 30m ./integration
+	@go test -tags integration -p 1 -count 1 -timeout 30m ./integration ./buildkit
 
 test: images build ## all tests
 	@go test ./...
-	@go test -tags integration -count 1 -timeout 30m -v ./integration | grep -vE '^=== ' 
+	@go test -tags integration -p 1 -count 1 -timeout 30m -v ./integration ./buildkit | grep -vE '^=== ' 
 
 lint: ## gofumpt, vet, staticcheck
 	@out=$$(go run $(GOFUMPT) -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted by gofumpt:"; echo "$$out"; exit 1; fi
