@@ -48,7 +48,7 @@ func (sb *Sandbox) startMember(ctx context.Context, c sandbox.Companion, img *im
 	m := &member{
 		sb: sb, name: c.Name, engine: c.Engine,
 		rootfs: filepath.Join(sb.dir(), c.Name, "rootfs"),
-		env:    mergeEnv([]string{defaultPath}, img.config.Env, env),
+		env:    mergeEnv([]string{initd.DefaultPath}, img.config.Env, env),
 		dir:    img.config.WorkingDir,
 		user:   img.config.User,
 	}

@@ -162,14 +162,8 @@ func (sb *Sandbox) dir() string { return filepath.Join(sb.d.sandboxesDir(), sb.s
 // ID is the id the Spec gave.
 func (sb *Sandbox) ID() string { return sb.spec.ID }
 
-// Address is the sandbox's address in the driver's subnet.
-func (sb *Sandbox) Address() netip.Addr { return sb.addr }
-
 // UIDs are the host ids of the sandbox: the first, and how many.
 func (sb *Sandbox) UIDs() (first, count uint32) { return sb.slot.base, rangeSize }
-
-// Cgroup is the sandbox's path in the machine's cgroup hierarchies.
-func (sb *Sandbox) Cgroup() string { return sb.cgroup.path }
 
 // Exec runs p in the sandbox's own container.
 func (sb *Sandbox) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {

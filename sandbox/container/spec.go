@@ -93,6 +93,3 @@ func specOf(m *member, hostname, initBinary string, binds map[string]string) *sp
 	}
 	return spec
 }
-
-// defaultPath is the search path when neither image nor job gives one.
-const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -16,8 +16,8 @@ import (
 // killTimeout bounds how long Exec awaits the end of a tree that it has killed.
 const killTimeout = 10 * time.Second
 
-// defaultPath is the environment of a process that was given none.
-const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// DefaultPath is the search path, as an environment entry, when neither image nor job gives one.
+const DefaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Exec runs p in the init's container. See sandbox.Host. A nil Env is PATH alone, an empty Dir "/", an
 // empty User root.
@@ -86,7 +86,7 @@ func (e *execution) start() (*call, error) {
 	p := e.process
 	spec := wire.Spec{Args: p.Args, Env: p.Env, Dir: p.Dir, User: p.User}
 	if spec.Env == nil {
-		spec.Env = []string{defaultPath}
+		spec.Env = []string{DefaultPath}
 	}
 	if p.Terminal != nil {
 		spec.Terminal, spec.Rows, spec.Cols = true, p.Terminal.Size.Rows, p.Terminal.Size.Cols

@@ -19,7 +19,7 @@ import (
 func TestExec(t *testing.T) {
 	c, _ := startInit(t)
 	stdout, stderr, exit := sh(t, c, `echo "$HOME $0 $PATH $PWD"; echo err >&2; ls /proc/self/fd | tr '\n' ' '; exit 3`)
-	if want := "/root sh " + strings.TrimPrefix(defaultPath, "PATH=") + " /\n0 1 2 3 "; stdout != want {
+	if want := "/root sh " + strings.TrimPrefix(DefaultPath, "PATH=") + " /\n0 1 2 3 "; stdout != want {
 		t.Errorf("stdout %q, want %q", stdout, want)
 	}
 	if stderr != "err\n" || exit != (sandbox.Exit{Code: 3}) {
@@ -116,7 +116,7 @@ func (w *onWrite) Write(p []byte) (int, error) {
 
 func TestBigEnvironment(t *testing.T) {
 	c, cmd := startInit(t)
-	env := []string{defaultPath}
+	env := []string{DefaultPath}
 	for i := range 20 {
 		env = append(env, fmt.Sprintf("BIG%d=%s", i, strings.Repeat("x", 100<<10)))
 	}
@@ -208,7 +208,7 @@ func TestListenFDs(t *testing.T) {
 	var out bytes.Buffer
 	exit, err := c.Exec(t.Context(), sandbox.Process{
 		Args:   []string{"sh", "-c", `echo "$LISTEN_FDS $((LISTEN_PID-$$)) $0 $1"; readlink /proc/$$/fd/3`, "name", "arg"},
-		Env:    []string{defaultPath, "LISTEN_PID=1", "LISTEN_FDS=9"},
+		Env:    []string{DefaultPath, "LISTEN_PID=1", "LISTEN_FDS=9"},
 		Stdout: &out, Stderr: &out, Files: []*os.File{file}, User: "daemon",
 	})
 	if err != nil || !exit.Success() || !strings.HasPrefix(out.String(), "1 0 name arg\nsocket:") {
