@@ -43,8 +43,8 @@ type member struct {
 	closeErr  error
 }
 
-// startMember starts one container in the sandbox and waits until its init answers.
-func (sb *Sandbox) startMember(ctx context.Context, c sandbox.Companion, img *image, env []string) (_ *member, err error) {
+// createMember makes one container in the sandbox up to where its first process would run.
+func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *image, env []string) (_ *member, err error) {
 	m := &member{
 		sb: sb, name: c.Name, engine: c.Engine,
 		rootfs: filepath.Join(sb.dir(), c.Name, "rootfs"),
@@ -60,9 +60,7 @@ func (sb *Sandbox) startMember(ctx context.Context, c sandbox.Companion, img *im
 	}
 	defer func() {
 		if err != nil {
-			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-			defer cancel()
-			err = errors.Join(err, m.Close(cleanup))
+			err = errors.Join(err, m.discard(ctx))
 		}
 	}()
 	base := sb.slot.base
@@ -104,15 +102,30 @@ func (sb *Sandbox) startMember(ctx context.Context, c sandbox.Companion, img *im
 			return nil, err
 		}
 	}
-	if err := m.task.Start(cctx); err != nil {
-		return nil, fmt.Errorf("start container %s: %w", id, err)
+	return m, nil
+}
+
+// start starts the member's init and waits until it answers. On failure the member is removed.
+func (m *member) start(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("start container %s: %w", m.container.ID(), err), m.discard(ctx))
+		}
+	}()
+	if err := m.task.Start(m.sb.d.context(ctx)); err != nil {
+		return err
 	}
 	connect, cancel := context.WithTimeoutCause(ctx, initTimeout, errors.New("its init does not answer"))
 	defer cancel()
-	if m.init, err = initd.Connect(connect, int(m.task.Pid())); err != nil {
-		return nil, fmt.Errorf("start container %s: %w", id, err)
-	}
-	return m, nil
+	m.init, err = initd.Connect(connect, int(m.task.Pid()))
+	return err
+}
+
+// discard closes a member whose start has failed, however much time that left.
+func (m *member) discard(ctx context.Context) error {
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	return m.Close(cleanup)
 }
 
 // join adds m to the members, unless the sandbox is closing or has one of this name.

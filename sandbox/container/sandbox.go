@@ -88,9 +88,12 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 		return nil, err
 	}
 	var img *image
+	// The network is needed last, when the first process starts, and its plugins take longest.
+	network, networkCtx := errgroup.WithContext(ctx)
+	defer network.Wait()
+	network.Go(func() (err error) { sb.addr, err = d.network.attach(networkCtx, spec.ID, sb.slot); return err })
 	prepare, prepareCtx := errgroup.WithContext(ctx)
 	prepare.Go(func() (err error) { img, err = d.images.get(d.context(prepareCtx), own.Image); return err })
-	prepare.Go(func() (err error) { sb.addr, err = d.network.attach(prepareCtx, spec.ID, sb.slot); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
 	if err := prepare.Wait(); err != nil {
@@ -99,7 +102,16 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := sb.writeEtc(); err != nil {
 		return nil, err
 	}
-	if sb.main, err = sb.startMember(ctx, own, img, spec.Env); err != nil {
+	if sb.main, err = sb.createMember(ctx, own, img, spec.Env); err != nil {
+		return nil, err
+	}
+	if err := network.Wait(); err != nil {
+		return nil, err
+	}
+	if err := sb.writeHosts(); err != nil {
+		return nil, err
+	}
+	if err := sb.main.start(ctx); err != nil {
 		return nil, err
 	}
 	return sb, nil
@@ -132,28 +144,35 @@ func (sb *Sandbox) makeDisk(ctx context.Context) (err error) {
 	return err
 }
 
-// writeEtc writes the files that tell the members their names and name servers.
+// writeEtc writes the files that tell the members their names and name servers; see also writeHosts.
 func (sb *Sandbox) writeEtc() error {
-	etc, err := sb.disk.mkdir("etc", sb.slot.base, 0o755)
-	if err != nil {
+	if _, err := sb.disk.mkdir("etc", sb.slot.base, 0o755); err != nil {
 		return err
-	}
-	hosts := strings.Builder{}
-	fmt.Fprintf(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", sb.addr, sb.spec.ID)
-	for _, name := range slices.Sorted(maps.Keys(sb.spec.Hosts)) {
-		fmt.Fprintf(&hosts, "%s\t%s\n", sb.spec.Hosts[name], name)
 	}
 	resolv := strings.Builder{}
 	for _, server := range sb.d.cfg.DNS {
 		fmt.Fprintf(&resolv, "nameserver %s\n", server)
 	}
-	for name, text := range map[string]string{"hosts": hosts.String(), "resolv.conf": resolv.String(), "hostname": sb.spec.ID + "\n"} {
-		file := filepath.Join(etc, name)
-		if err := errors.Join(os.WriteFile(file, []byte(text), 0o644), os.Lchown(file, int(sb.slot.base), int(sb.slot.base))); err != nil {
-			return err
-		}
+	return errors.Join(
+		sb.writeEtcFile("hosts", ""),
+		sb.writeEtcFile("hostname", sb.spec.ID+"\n"),
+		sb.writeEtcFile("resolv.conf", resolv.String()),
+	)
+}
+
+// writeHosts fills /etc/hosts, which containers are bound to, when the sandbox's address is known.
+func (sb *Sandbox) writeHosts() error {
+	hosts := strings.Builder{}
+	fmt.Fprintf(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", sb.addr, sb.spec.ID)
+	for _, name := range slices.Sorted(maps.Keys(sb.spec.Hosts)) {
+		fmt.Fprintf(&hosts, "%s\t%s\n", sb.spec.Hosts[name], name)
 	}
-	return nil
+	return sb.writeEtcFile("hosts", hosts.String())
+}
+
+func (sb *Sandbox) writeEtcFile(name, text string) error {
+	file := filepath.Join(sb.disk.dir, "etc", name)
+	return errors.Join(os.WriteFile(file, []byte(text), 0o644), os.Lchown(file, int(sb.slot.base), int(sb.slot.base)))
 }
 
 // dir holds the sandbox's mounts.
@@ -186,7 +205,14 @@ func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member
 	if err != nil {
 		return nil, err
 	}
-	return sb.startMember(ctx, c, img, nil)
+	m, err := sb.createMember(ctx, c, img, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.start(ctx); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // SetLimits changes the limits of the running sandbox; those of its disk are what they were at its start.

@@ -103,7 +103,7 @@ func (c *Client) connect(ctx context.Context, pidfd int) (err error) {
 
 // takeSocket takes the host's socket out of the init, once it is there.
 func takeSocket(ctx context.Context, pidfd int) (*os.File, error) {
-	for wait := 200 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
+	for wait := 200 * time.Microsecond; ; wait = min(2*wait, time.Millisecond) {
 		fd, err := unix.PidfdGetfd(pidfd, wire.HostFD, 0)
 		if err == nil {
 			if isSocket(fd, unix.AF_UNIX, unix.SOCK_SEQPACKET) && unix.SetNonblock(fd, true) == nil {
