@@ -52,8 +52,8 @@ lint: ## gofumpt, vet, staticcheck
 	@go vet ./... && go vet -tags integration ./integration
 	@go run $(STATICCHECK) ./...
 
-bench: images build ## measure, and print goal, figure and verdict
-	@go test -tags integration,bench -count 1 -timeout 60m -run TestBench -v ./integration | grep -vE '^(=== |---)' 
+bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|memory|density|mask)
+	@go test -tags integration,bench -count 1 -timeout 60m -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep -vE "^ *(=== |--- )"
 
 clean: ## remove what was built
 	rm -rf bin

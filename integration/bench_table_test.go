@@ -1,0 +1,90 @@
+//go:build integration && bench
+
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+// pairs is how often both sides of a comparison run; comparisons that take minutes say how many fewer.
+const pairs = 30
+
+// measurement is one run of something, and how long what counts of it took.
+type measurement func() time.Duration
+
+func printHeader() {
+	fmt.Printf("%-52s %11s %11s %7s %16s %9s  %s\n", "what / peer", "ours p50", "peer p50", "ratio", "95 % interval", "goal", "verdict")
+}
+
+// compare measures ours and its peer in pairs, in random order within each pair, and prints the median of the
+// pairs' ratios with its bootstrap 95 % interval. The goal, an upper bound, is met when the whole interval is
+// below it; 0 is none. It returns our times.
+func compare(t *testing.T, what string, n int, ours, peer measurement, goal float64) []time.Duration {
+	t.Helper()
+	var a, b []time.Duration
+	var ratios []float64
+	for range n {
+		var x, y time.Duration
+		if rand.IntN(2) == 0 {
+			x, y = ours(), peer()
+		} else {
+			y, x = peer(), ours()
+		}
+		a, b, ratios = append(a, x), append(b, y), append(ratios, x.Seconds()/y.Seconds())
+	}
+	low, high := bootstrap(ratios)
+	aim, verdict := "", ""
+	if goal > 0 {
+		aim, verdict = fmt.Sprintf("<= %.3g", goal), verdictOf(high <= goal)
+	}
+	fmt.Printf("%-52s %11s %11s %7.3f %16s %9s  %s\n", what, millis(median(a)), millis(median(b)), median(ratios),
+		fmt.Sprintf("[%.3f, %.3f]", low, high), aim, verdict)
+	return a
+}
+
+// absolute prints a row that has no peer: a value, and the bound that it is to keep.
+func absolute(what, value, goal string, met bool) {
+	verdict := ""
+	if goal != "" {
+		verdict = verdictOf(met)
+	}
+	fmt.Printf("%-52s %11s %11s %7s %16s %9s  %s\n", what, value, "", "", "", goal, verdict)
+}
+
+func verdictOf(met bool) string {
+	if met {
+		return "met"
+	}
+	return "missed"
+}
+
+func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", d.Seconds()*1000) }
+
+// quantile returns the q-th quantile by the nearest rank.
+func quantile[T int64 | float64 | time.Duration](values []T, q float64) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}
+
+func median[T int64 | float64 | time.Duration](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}
+
+// bootstrap returns the 95 % interval of the median.
+func bootstrap(values []float64) (low, high float64) {
+	medians := make([]float64, 2000)
+	sample := make([]float64, len(values))
+	for i := range medians {
+		for j := range sample {
+			sample[j] = values[rand.IntN(len(values))]
+		}
+		medians[i] = median(sample)
+	}
+	slices.Sort(medians)
+	return medians[len(medians)*25/1000], medians[len(medians)*975/1000]
+}
