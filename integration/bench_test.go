@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -192,19 +193,27 @@ func engineReady(t *testing.T, sb sandbox.Sandbox) {
 	}
 }
 
-// listWorkers waits for a buildkitd's first good answer.
+// listWorkers waits for a buildkitd's first good answer. It connects anew until somebody accepts, since gRPC
+// waits a second after a refusal.
 func listWorkers(ctx context.Context, address string) error {
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
+		if err == nil {
+			_ = conn.Close()
+			break
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
 	c, err := client.New(ctx, address)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	for {
-		if _, err := c.ListWorkers(ctx); err == nil || ctx.Err() != nil {
-			return err
-		}
-		time.Sleep(time.Millisecond)
-	}
+	_, err = c.ListWorkers(ctx)
+	return err
 }
 
 // benchWorker is about the time until a BuildKit worker answers.

@@ -97,6 +97,14 @@ func (c cgroup) dir(controller string) string {
 
 // create makes the subtree and sets its limits.
 func (c cgroup) create(l sandbox.Limits) error {
+	if err := c.mkdirs(); err != nil {
+		return err
+	}
+	return c.limit(l)
+}
+
+// mkdirs makes the subtree, without limits.
+func (c cgroup) mkdirs() error {
 	if c.h.unified {
 		if err := c.delegateDown(); err != nil {
 			return err
@@ -111,7 +119,7 @@ func (c cgroup) create(l sandbox.Limits) error {
 		copyCPUSet(filepath.Join(cpuset, filepath.Dir(c.path)))
 		copyCPUSet(filepath.Join(cpuset, c.path))
 	}
-	return c.limit(l)
+	return nil
 }
 
 // copyCPUSet fills an empty v1 cpuset from its parent.
@@ -162,6 +170,7 @@ func (c cgroup) limit(l sandbox.Limits) error {
 			{"", "memory.max", strconv.FormatInt(l.Memory, 10)},
 			{"", "memory.swap.max", "0"},
 			{"", "cpu.max", fmt.Sprintf("%d %d", quota, period)},
+			{"", "cpu.weight", strconv.FormatInt(weight(l.CPU), 10)},
 			{"", "pids.max", strconv.FormatInt(l.PIDs, 10)},
 		}
 	} else {
@@ -171,6 +180,7 @@ func (c cgroup) limit(l sandbox.Limits) error {
 			{"memory", "memory.memsw.limit_in_bytes", memory},
 			{"cpu", "cpu.cfs_period_us", strconv.Itoa(period)},
 			{"cpu", "cpu.cfs_quota_us", strconv.FormatInt(quota, 10)},
+			{"cpu", "cpu.shares", strconv.FormatInt(shares(l.CPU), 10)},
 			{"pids", "pids.max", strconv.FormatInt(l.PIDs, 10)},
 		}
 	}
@@ -183,6 +193,20 @@ func (c cgroup) limit(l sandbox.Limits) error {
 	}
 	return nil
 }
+
+// weigh sets how much of the processors the subtree gets when others want them too: as much as that many
+// processes do that each keep a processor busy.
+func (c cgroup) weigh(cpu sandbox.MilliCPU) error {
+	if c.h.unified {
+		return os.WriteFile(filepath.Join(c.dir(""), "cpu.weight"), strconv.AppendInt(nil, weight(cpu), 10), 0o644)
+	}
+	return os.WriteFile(filepath.Join(c.dir("cpu"), "cpu.shares"), strconv.AppendInt(nil, shares(cpu), 10), 0o644)
+}
+
+// weight is for v2's cpu.weight, shares for v1's cpu.shares: a processor is 100 of the one and 1024 of the
+// other, what the kernel gives to a cgroup that does not say (kernel/sched/core.c).
+func weight(cpu sandbox.MilliCPU) int64 { return min(max(int64(cpu)/10, 1), 10_000) }
+func shares(cpu sandbox.MilliCPU) int64 { return min(max(int64(cpu)*1024/1000, 2), 262_144) }
 
 // delegate gives a part of the subtree to the sandbox's root, so that an engine can make cgroups there:
 // the directory and the files that move processes and enable controllers, not the limits

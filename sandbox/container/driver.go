@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -112,10 +113,26 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	if err := d.sweep(ctx); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
+	if err := d.createRoot(); err != nil {
+		return nil, err
+	}
 	if err := d.claimStateDisks(); err != nil {
 		return nil, err
 	}
 	return d, d.network.up(ctx)
+}
+
+// createRoot makes the cgroup that holds the sandboxes'. All of them together weigh as much as the machine has
+// processors: the kernel weighs a cgroup like one process beside it, however many it holds.
+func (d *Driver) createRoot() error {
+	root := cgroup{d.cgroups, "/" + d.cfg.Name}
+	if err := root.mkdirs(); err != nil {
+		return err
+	}
+	if err := root.weigh(sandbox.MilliCPU(1000 * runtime.NumCPU())); err != nil {
+		return fmt.Errorf("weigh the sandboxes' cgroup: %w", err)
+	}
+	return nil
 }
 
 // Gateway is the machine's address as every sandbox sees it.
