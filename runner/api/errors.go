@@ -23,7 +23,7 @@ func problem(err error) huma.StatusError {
 		return status
 	case errors.As(err, &file):
 		return huma.NewError(http.StatusUnprocessableEntity, file.Error(), &huma.ErrorDetail{Message: file.Message, Location: (&FileError{file.File, file.Line, file.Column, ""}).place()})
-	case errors.Is(err, queue.ErrNotFound), errors.Is(err, runner.ErrNoLog), errors.Is(err, ErrNoWorkspace):
+	case errors.Is(err, queue.ErrNotFound), errors.Is(err, runner.ErrNoLog), errors.Is(err, ErrNoWorkspace), errors.Is(err, ErrNoOutput):
 		return huma.NewError(http.StatusNotFound, err.Error())
 	case errors.Is(err, queue.ErrExists), errors.Is(err, queue.ErrFinished), errors.Is(err, errAttached):
 		return huma.NewError(http.StatusConflict, err.Error())
