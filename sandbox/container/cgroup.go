@@ -75,6 +75,7 @@ func findHierarchies() (hierarchies, error) {
 type cgroup struct {
 	h    hierarchies
 	path string // such as "/runnerd/job-1", the same in every hierarchy
+	ooms *oomEvents
 }
 
 // all are the subtree's directories, one a hierarchy, without doubles (cpu,cpuacct may be one mount).
@@ -96,7 +97,7 @@ func (c cgroup) dir(controller string) string {
 }
 
 // create makes the subtree and sets its limits.
-func (c cgroup) create(l sandbox.Limits) error {
+func (c *cgroup) create(l sandbox.Limits) (err error) {
 	if c.h.unified {
 		if err := c.delegateDown(); err != nil {
 			return err
@@ -110,6 +111,11 @@ func (c cgroup) create(l sandbox.Limits) error {
 	if cpuset := c.h.dirs["cpuset"]; cpuset != "" { // v1: a new cpuset is empty and holds nobody
 		copyCPUSet(filepath.Join(cpuset, filepath.Dir(c.path)))
 		copyCPUSet(filepath.Join(cpuset, c.path))
+	}
+	if !c.h.unified {
+		if c.ooms, err = c.watchOOM(); err != nil {
+			return err
+		}
 	}
 	return c.limit(l)
 }
@@ -222,6 +228,7 @@ func (c cgroup) usage() sandbox.Usage {
 		}
 		return nil
 	})
+	u.OOMKills = max(u.OOMKills, c.ooms.count()) // the victim's cgroup may be gone
 	return u
 }
 

@@ -175,7 +175,7 @@ func (d *Driver) removeRoots(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
 	return errors.Join(
-		cgroup{d.cgroups, "/" + d.cfg.Name}.remove(ctx),
+		cgroup{h: d.cgroups, path: "/" + d.cfg.Name}.remove(ctx),
 		removeEmpty(d.sandboxesDir()),
 		removeEmpty(filepath.Join(d.cfg.RunDir, "tmp")),
 	)
