@@ -103,7 +103,9 @@ func (b Build) Run(ctx context.Context, c *client.Client, progress func(*client.
 			return result, context.Cause(ctx)
 		}
 		err = classify(err, tally)
-		errors.As(err, &result.Failed)
+		if errors.As(err, &result.Failed) {
+			result.Failed.Message = result.Failed.Error()
+		}
 		return result, err
 	}
 	result.Digest = response.ExporterResponse[exptypes.ExporterImageDigestKey]

@@ -22,6 +22,8 @@ type StepError struct {
 	OOM  bool   `json:"oom,omitempty"` // BuildKit says that it was killed for want of memory
 	Log  string `json:"log,omitempty"` // the last lines that the step wrote
 	Err  error  `json:"-"`
+	// Message is Err's, for those who read the Result.
+	Message string `json:"message"`
 }
 
 func (e *StepError) Error() string { return e.Err.Error() }

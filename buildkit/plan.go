@@ -77,6 +77,8 @@ type Input struct {
 	Files   []string // bake files or one Dockerfile, relative to Dir; none: what is there
 	Targets []string // none: "default"
 	Set     []string // bake overrides, "target.key=value"
+	// Args are build arguments of the targets that are built; they take the place of those that a bake file gives.
+	Args map[string]string
 	// Vars are the values of bake variables. Nothing is looked up in the process's own environment.
 	Vars map[string]string
 	// Frontends are images that "# syntax" lines may name besides docker/dockerfile; the built-in frontend
@@ -109,6 +111,13 @@ func Read(ctx context.Context, in Input) (Plan, error) {
 	}
 	if err != nil {
 		return Plan{}, err
+	}
+	for _, name := range plan.Build {
+		t := plan.Targets[name]
+		for key, value := range in.Args {
+			t.Args = withAttr(t.Args, key, value)
+		}
+		plan.Targets[name] = t
 	}
 	return plan, plan.check(root, in.Frontends)
 }

@@ -332,7 +332,11 @@ func (a *app) report(jobs []api.Job, f buildFlags, fetched fetched) error {
 			_, _ = fmt.Fprint(a.stderr, failure(j, len(jobs) > 1, b.Failed))
 		}
 		if code != exitOK && !f.asJSON {
-			_, _ = fmt.Fprintf(a.stderr, "runnerd: %s: %s\n", j.Name, short(strings.TrimSpace(stateOf(j)+": "+detailOf(j)), 500))
+			why := detailOf(j)
+			if b.Failed != nil && j.Result.Reason == "" {
+				why = b.Failed.Message
+			}
+			_, _ = fmt.Fprintf(a.stderr, "runnerd: %s: %s\n", j.Name, short(strings.TrimSpace(stateOf(j)+": "+why), 500))
 		}
 	}
 	if worst == nil && fetched.err != nil {

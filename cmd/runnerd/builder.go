@@ -39,6 +39,27 @@ type buildPayload struct {
 	SSH        []string      `json:"ssh,omitempty"`
 }
 
+// secrets takes apart what the queue has kept.
+func (p buildPayload) secrets(values []string) (auth map[string]buildkit.Credentials, secrets map[string][]byte, err error) {
+	if len(values) != len(p.SecretIDs)+2*len(p.Registries) {
+		return nil, nil, errors.New("the build's secrets are gone: submit it again")
+	}
+	secrets = map[string][]byte{}
+	for i, id := range p.SecretIDs {
+		secrets[id] = []byte(values[i])
+	}
+	auth = map[string]buildkit.Credentials{}
+	for i, host := range p.Registries {
+		basic, err := base64.StdEncoding.DecodeString(values[len(p.SecretIDs)+2*i])
+		if err != nil {
+			return nil, nil, fmt.Errorf("read the credentials for %s: %w", host, err)
+		}
+		user, password, _ := strings.Cut(string(basic), ":")
+		auth[host] = buildkit.Credentials{Username: user, Password: password}
+	}
+	return auth, secrets, nil
+}
+
 // maxPayloads is the size of all payloads of one build, bytes.
 const maxPayloads = 64 << 20
 
@@ -96,7 +117,7 @@ func (bd builder) Plan(ctx context.Context, dir string, b api.Build) ([]api.Targ
 
 // plan reads the build files and applies what the command line says.
 func (bd builder) plan(ctx context.Context, dir string, b api.Build) (buildkit.Plan, error) {
-	plan, err := bd.read(ctx, buildkit.Input{Dir: dir, Files: b.Files, Targets: b.Targets, Set: b.Set, Vars: b.Vars, Frontends: bd.frontends})
+	plan, err := bd.read(ctx, buildkit.Input{Dir: dir, Files: b.Files, Targets: b.Targets, Set: b.Set, Args: b.BuildArgs, Vars: b.Vars, Frontends: bd.frontends})
 	if err != nil {
 		return plan, err
 	}
@@ -209,7 +230,7 @@ func (bd builder) adjust(p *buildkit.Plan, b api.Build) error {
 			t.Outputs = outputs
 		}
 		t.CacheFrom, t.CacheTo = append(t.CacheFrom, from...), append(t.CacheTo, to...)
-		t.Args, t.Labels = merged(t.Args, b.BuildArgs), merged(t.Labels, b.Labels)
+		t.Labels = merged(t.Labels, b.Labels)
 		t.Annotations = append(t.Annotations, b.Annotations...)
 		t.NoCache, t.Pull = t.NoCache || b.NoCache, t.Pull || b.Pull
 		for i, tag := range t.Tags { // the daemon's registry is known by name, whatever its port
@@ -294,22 +315,9 @@ func newBuildStep(ctx context.Context, r runner.Request, agents *api.Agents, out
 	if err := json.Unmarshal(r.Payload, &p); err != nil {
 		return nil, fmt.Errorf("read the build: %w", err)
 	}
-	values := queue.SubmittedSecrets(ctx)
-	if len(values) != len(p.SecretIDs)+2*len(p.Registries) {
-		return nil, errors.New("the build's secrets are gone: submit it again")
-	}
-	secrets := map[string][]byte{}
-	for i, id := range p.SecretIDs {
-		secrets[id] = []byte(values[i])
-	}
-	auth := map[string]buildkit.Credentials{}
-	for i, host := range p.Registries {
-		basic, err := base64.StdEncoding.DecodeString(values[len(p.SecretIDs)+2*i])
-		if err != nil {
-			return nil, fmt.Errorf("read the credentials for %s: %w", host, err)
-		}
-		user, password, _ := strings.Cut(string(basic), ":")
-		auth[host] = buildkit.Credentials{Username: user, Password: password}
+	auth, secrets, err := p.secrets(queue.SubmittedSecrets(ctx))
+	if err != nil {
+		return nil, err
 	}
 	return &buildStep{
 		id: r.ID, ssh: p.SSH, agents: agents, outputs: outputs,

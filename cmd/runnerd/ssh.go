@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"net"
 	"os"
 
@@ -93,6 +94,7 @@ func serveAgent(conn io.ReadWriteCloser, a agent.Agent) {
 
 // serveAgents serves a job's agents until it is finished or ctx ends.
 func (a *app) serveAgents(ctx context.Context, c *client.Client, job string, agents map[string]agentServer) {
+	log.SetOutput(io.Discard) // where x/crypto's agent tells what it has refused, and a build may ask forever
 	for id, serve := range agents {
 		go func() {
 			if err := c.ServeAgent(ctx, job, id, serve); err != nil && ctx.Err() == nil {
