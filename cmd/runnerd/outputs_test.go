@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -191,5 +190,5 @@ func TestFetch(t *testing.T) {
 	code, out, errs = runnerd(t, s.Socket, "", "build", dir, "--json", "-o", "-")
 	expect(t, "json", code, 2, out+errs, "give the output a dest")
 	code, out, errs = runnerd(t, s.Socket, "", "build", dir, "--progress", "quiet", "-o", "type=tar,dest=a", "-o", "b")
-	expect(t, "too few", code, 125, out+errs, fmt.Sprint("2 outputs were asked for, and there are 1"))
+	expect(t, "too few", code, 125, out+errs, "2 outputs were asked for, and there are 1")
 }

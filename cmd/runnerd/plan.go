@@ -24,8 +24,9 @@ import (
 const (
 	planCPU     = 5 // seconds
 	planTime    = 20 * time.Second
-	planMemory  = 512 << 20 // bytes
-	planOutput  = 16 << 20  // bytes
+	planTurn    = 30 * time.Second // that one waits for others; with planTime less than an answer may take
+	planMemory  = 512 << 20        // bytes
+	planOutput  = 16 << 20         // bytes
 	plansAtOnce = 2
 )
 
@@ -74,6 +75,8 @@ func (p planner) read(ctx context.Context, in buildkit.Input) (buildkit.Plan, er
 	select {
 	case p.turn <- struct{}{}:
 		defer func() { <-p.turn }()
+	case <-time.After(planTurn):
+		return buildkit.Plan{}, fmt.Errorf("%w: it reads the files of other builds", api.ErrBusy)
 	case <-ctx.Done():
 		return buildkit.Plan{}, context.Cause(ctx)
 	}

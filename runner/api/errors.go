@@ -35,6 +35,8 @@ func problem(err error) huma.StatusError {
 		return huma.NewError(http.StatusRequestEntityTooLarge, err.Error())
 	case errors.Is(err, queue.ErrClosed), errors.Is(err, ErrDraining):
 		return huma.NewError(http.StatusServiceUnavailable, "runnerd is stopping and takes no new jobs: try again later")
+	case errors.Is(err, ErrBusy):
+		return huma.NewError(http.StatusServiceUnavailable, err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
 		return huma.NewError(http.StatusGatewayTimeout, err.Error())
 	}
