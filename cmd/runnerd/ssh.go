@@ -48,7 +48,7 @@ func sshAgents(flags []string) (map[string]agentServer, error) {
 
 // agentOf is the agent that listens on a socket, or one made of key files.
 func agentOf(paths []string) (agentServer, error) {
-	keyring := agent.NewKeyring()
+	keyring := agent.NewKeyring().(agent.ExtendedAgent)
 	for _, path := range paths {
 		fi, err := os.Stat(path)
 		if err != nil {
@@ -87,7 +87,7 @@ func forwardAgent(conn io.ReadWriteCloser, socket string) {
 	serveAgent(conn, agent.NewClient(real))
 }
 
-func serveAgent(conn io.ReadWriteCloser, a agent.Agent) {
+func serveAgent(conn io.ReadWriteCloser, a agent.ExtendedAgent) {
 	_ = agent.ServeAgent(signer{a}, conn) // it ends with the connection
 	_ = conn.Close()
 }
@@ -104,8 +104,9 @@ func (a *app) serveAgents(ctx context.Context, c *client.Client, job string, age
 	}
 }
 
-// signer is an agent that lists its keys and signs with them, and refuses all else.
-type signer struct{ agent.Agent }
+// signer is an agent that lists its keys and signs with them, and refuses all else. It is an ExtendedAgent for
+// the flags with which RSA keys sign by SHA-2.
+type signer struct{ agent.ExtendedAgent }
 
 var errReadOnly = errors.New("a build may not change the agent")
 
@@ -114,3 +115,6 @@ func (signer) Remove(ssh.PublicKey) error { return errReadOnly }
 func (signer) RemoveAll() error           { return errReadOnly }
 func (signer) Lock([]byte) error          { return errReadOnly }
 func (signer) Unlock([]byte) error        { return errReadOnly }
+func (signer) Extension(string, []byte) ([]byte, error) {
+	return nil, agent.ErrExtensionUnsupported
+}
