@@ -69,8 +69,8 @@ func readBake(ctx context.Context, root *os.Root, names []string, in Input) (Pla
 	if err != nil {
 		return Plan{}, fmt.Errorf("bake: %w", err)
 	}
-	if len(targets) > maxTargets {
-		return Plan{}, fmt.Errorf("bake: %d targets: at most %d", len(targets), maxTargets)
+	if len(targets) > MaxTargets {
+		return Plan{}, fmt.Errorf("bake: %d targets: at most %d can be built at once: name fewer, or split the bake file", len(targets), MaxTargets)
 	}
 	plan := Plan{Targets: map[string]Target{}}
 	for name, t := range targets {

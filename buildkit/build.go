@@ -2,7 +2,10 @@ package buildkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -18,14 +21,28 @@ type Build struct {
 	Plan    Plan   // Target and all it takes
 	Target  string
 	Secrets map[string][]byte // values by id; memory only
-	SSH     map[string]SSH    // agents by id; "default" is the one that has no id in the Dockerfile
+	// SSH connects to agents, by id; "default" is the one that has no id in the Dockerfile. A connection
+	// ends with the build's context.
+	SSH map[string]Dial
 	// Auth are the credentials for registries, by host (host:port if it has one).
 	Auth map[string]Credentials
 	// Push sends the image to the registry that its tags name, over plain HTTP if Insecure says so.
 	Push     bool
 	Insecure func(host string) bool
-	// OutputDir receives what "type=oci", "docker", "tar" and "local" outputs write.
-	OutputDir string
+	// Create makes the file that a "type=oci", "docker", "tar" or "local" output writes; nil: they are refused.
+	// A "local" output is a tar of its directory: its files are foreign, so they are not made on this machine.
+	Create func(name string) (io.WriteCloser, error)
+}
+
+// Dial opens one connection.
+type Dial func(ctx context.Context) (net.Conn, error)
+
+// Output is a file that a build has written.
+type Output struct {
+	Name string `json:"name"` // as Create was given it
+	Type string `json:"type"` // as the target has it
+	Dest string `json:"dest"` // where the user wants it
+	Size int64  `json:"size"` // bytes
 }
 
 // Result is what came of a build.
@@ -36,7 +53,8 @@ type Result struct {
 	Steps    int           `json:"steps"`  // of the Dockerfiles: RUN, COPY, ADD, WORKDIR; see tally
 	Cached   int           `json:"cached"` // of Steps, those that the cache held
 	Duration time.Duration `json:"duration_ns"`
-	Outputs  []string      `json:"outputs,omitempty"` // files and directories in OutputDir
+	Outputs  []*Output     `json:"outputs,omitempty"`
+	Failed   *StepError    `json:"failed,omitempty"` // of a build that failed by the user's doing
 }
 
 // Run builds the target with a worker's client. progress is called with every status BuildKit sends, from
@@ -84,7 +102,11 @@ func (b Build) Run(ctx context.Context, c *client.Client, progress func(*client.
 		if ctx.Err() != nil {
 			return result, context.Cause(ctx)
 		}
-		return result, classify(err, tally)
+		err = classify(err, tally)
+		if errors.As(err, &result.Failed) {
+			result.Failed.Message = result.Failed.Error()
+		}
+		return result, err
 	}
 	result.Digest = response.ExporterResponse[exptypes.ExporterImageDigestKey]
 	result.Outputs = outputs

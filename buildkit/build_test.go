@@ -3,10 +3,12 @@ package buildkit
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +35,7 @@ func TestBuild(t *testing.T) {
 		{"ignore", testIgnore},
 		{"linked", testLinked},
 		{"push", testPush},
+		{"credentials", testCredentials},
 		{"outputs", testOutputs},
 		{"platforms", testPlatforms},
 		{"cache", testCache},
@@ -80,8 +83,9 @@ target "broken" { dockerfile-inline = "FROM debian:bookworm-slim\nRUN echo about
 	wait.Wait()
 	ids := map[string]bool{}
 	for i, target := range numbered("app-%d", 4) {
-		ids[readFile(t, b.OutputDir, target, "id")] = true
-		if n := readFile(t, b.OutputDir, target, "n"); n != fmt.Sprintln(i) {
+		files := local(t, b, target)
+		ids[files["id"]] = true
+		if n := files["n"]; n != fmt.Sprintln(i) {
 			t.Errorf("%s: argument %q", target, n)
 		}
 	}
@@ -110,8 +114,8 @@ func testWorkspacesApart(t *testing.T, d *daemon) {
 		wait.Go(func() {
 			if _, err := b.Run(t.Context(), d.Client, nil); err != nil {
 				t.Error(err)
-			} else if got := readFile(t, b.OutputDir, "default", "file") + readFile(t, b.OutputDir, "default", "more"); got != text+text {
-				t.Errorf("workspace %d got the file of %q", i, got)
+			} else if files := local(t, b, "default"); files["file"] != text || files["more"] != text {
+				t.Errorf("workspace %d got the files %q", i, files)
 			}
 		})
 	}
@@ -141,10 +145,10 @@ RUN grep "192.0.2.7.*somewhere" /etc/hosts && echo hello $WHO >/hello && test ! 
 	}
 	b.Secrets = map[string][]byte{"token": []byte(canary), "other": []byte("not asked for")}
 	result := d.run(t, b)
-	if len(result.Outputs) != 1 || result.Outputs[0] != "out/image.tar" || result.Steps != 2 {
+	if len(result.Outputs) != 1 || result.Outputs[0].Dest != "out/image.tar" || result.Steps != 2 {
 		t.Errorf("got %+v", result)
 	}
-	blobs := untar(t, readFile(t, b.OutputDir, "out/image.tar"))
+	blobs := untar(t, output(t, b, "default-0.oci.tar"))
 	var index v1.IndexManifest
 	decode(t, blobs["index.json"], &index)
 	if got := index.Manifests[0].Digest.String(); got != result.Digest {
@@ -180,7 +184,10 @@ target "b" {
 		".dockerignore", "*.log\n", "b.Dockerfile.dockerignore", "*\n!x.log\n", "x.log", "", "file", "")
 	for target, want := range map[string]string{"a": "file true, log false", "b": "file false, log true"} {
 		d.run(t, b.of(target))
-		got := fmt.Sprintf("file %t, log %t", exists(b.OutputDir, target, "file"), exists(b.OutputDir, target, "x.log"))
+		files := local(t, b, target)
+		_, file := files["file"]
+		_, log := files["x.log"]
+		got := fmt.Sprintf("file %t, log %t", file, log)
 		if got != want {
 			t.Errorf("%s: got %s, want %s", target, got, want)
 		}
@@ -210,8 +217,9 @@ target "top" {
 		"right/Dockerfile", "FROM left\nCOPY file /right\n", "right/file", "r",
 		"shared/Dockerfile", "FROM right\nCOPY file /top\nCOPY --from=left left /again\nCOPY --from=extra file /extra\n", "top/Dockerfile", "-> ../shared/Dockerfile", "top/file", "t")
 	d.run(t, b.of("top"))
+	files := local(t, b, "top")
 	for file, want := range map[string]string{"left": "l", "right": "r", "top": "t", "again": "l", "extra": "l"} {
-		if got := readFile(t, b.OutputDir, "top", file); got != want {
+		if got := files[file]; got != want {
 			t.Errorf("%s: got %q, want %q", file, got, want)
 		}
 	}
@@ -237,7 +245,7 @@ func testPush(t *testing.T, d *daemon) {
 			t.Errorf("%s: %v, %v, want %s", tag, head, err, result.Digest)
 		}
 	}
-	if len(result.Outputs) != 1 || !exists(b.OutputDir, result.Outputs[0]) {
+	if len(result.Outputs) != 1 || len(output(t, b, result.Outputs[0].Name)) == 0 {
 		t.Errorf("beside the push: %v", result.Outputs)
 	}
 	target.Tags = []string{"127.0.0.1:1/nobody/listens:1"}
@@ -248,6 +256,35 @@ func testPush(t *testing.T, d *daemon) {
 	}
 }
 
+// testCredentials pushes to, and starts from, what is behind a password.
+func testCredentials(t *testing.T, d *daemon) {
+	private := d.registry + "/private/app:1"
+	push := workspace(t, "Dockerfile", "FROM debian:bookworm-slim\nRUN echo pushed >/file\n")
+	target := push.Plan.Targets["default"]
+	target.Tags = []string{private}
+	push.Plan.Targets["default"], push.Push = target, true
+	pull := workspace(t, "Dockerfile", "FROM "+private+"\nRUN grep pushed /file\n")
+	for _, password := range []string{"", "wrong", "s3cret-password"} {
+		for what, b := range map[string]*Build{"push": &push, "pull": &pull} {
+			if password != "" {
+				b.Auth = map[string]Credentials{d.registry: {"me", password}}
+			}
+			if what == "pull" && password == "s3cret-password" {
+				d.run(t, push)
+			}
+			_, err := b.Run(t.Context(), d.Client, nil)
+			var step *StepError
+			if password == "s3cret-password" {
+				if err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+			} else if !errors.As(err, &step) || !strings.Contains(err.Error(), "log in with 'docker login "+d.registry+"'") {
+				t.Errorf("%s with the password %q: %T: %v", what, password, err, err)
+			}
+		}
+	}
+}
+
 func testOutputs(t *testing.T, d *daemon) {
 	b := workspace(
 		t, "docker-bake.hcl", `target "default" {
@@ -255,22 +292,19 @@ func testOutputs(t *testing.T, d *daemon) {
   output = ["type=docker,dest=docker.tar", "type=tar,dest=root.tar", "type=local,dest=tree"]
 }`, "Dockerfile", "FROM scratch\nCOPY file /\n", "file", "text")
 	d.run(t, b)
-	if !bytes.Contains(untar(t, readFile(t, b.OutputDir, "docker.tar"))["manifest.json"], []byte("registry.test/outputs:1")) {
+	if !bytes.Contains(untar(t, output(t, b, "default-0.docker.tar"))["manifest.json"], []byte("registry.test/outputs:1")) {
 		t.Error("docker.tar: no tag")
 	}
-	if got := untar(t, readFile(t, b.OutputDir, "root.tar"))["file"]; string(got) != "text" {
+	if got := untar(t, output(t, b, "default-1.tar.tar"))["file"]; string(got) != "text" {
 		t.Errorf("root.tar: %q", got)
 	}
-	if got := readFile(t, b.OutputDir, "tree", "file"); got != "text" {
-		t.Errorf("tree: %q", got)
+	if files := local(t, b, "default"); files["file"] != "text" {
+		t.Errorf("tree: %q", files)
 	}
-	for _, dest := range []string{"../outside.tar", "/tmp/outside.tar"} {
-		target := b.Plan.Targets["default"]
-		target.Outputs = []Option{{Type: "tar", Attrs: map[string]string{"dest": dest}}}
-		b.Plan.Targets["default"] = target
-		if _, err := b.Run(t.Context(), d.Client, nil); err == nil || !strings.Contains(err.Error(), "outside the output directory") {
-			t.Errorf("%s: %v", dest, err)
-		}
+	full := errors.New("the outputs are full")
+	b.Create = func(string) (io.WriteCloser, error) { return nil, full }
+	if _, err := b.Run(t.Context(), d.Client, nil); err == nil || !strings.Contains(err.Error(), full.Error()) {
+		t.Errorf("without room: %v", err)
 	}
 }
 
@@ -289,7 +323,7 @@ target "app" {
   output = ["type=oci,dest=app.tar"]
 }`, "Dockerfile", "FROM base\nCOPY file /app\n", "file", "text")
 	result := d.run(t, b)
-	blobs := untar(t, readFile(t, b.OutputDir, "app.tar"))
+	blobs := untar(t, output(t, b, b.Target+"-0.oci.tar"))
 	var top, index v1.IndexManifest
 	decode(t, blobs["index.json"], &top)
 	if top.Manifests[0].Digest.String() != result.Digest {
@@ -333,7 +367,7 @@ func testProvenance(t *testing.T, d *daemon) {
 }`, "Dockerfile", "FROM scratch\nCOPY file /\n", "file", "text")
 	d.run(t, b)
 	found := false
-	for _, blob := range untar(t, readFile(t, b.OutputDir, "app.tar")) {
+	for _, blob := range untar(t, output(t, b, b.Target+"-0.oci.tar")) {
 		found = found || bytes.Contains(blob, []byte("https://slsa.dev/provenance/"))
 	}
 	if !found {
@@ -347,22 +381,30 @@ func testSSH(t *testing.T, d *daemon) {
 	if _, err := b.Run(t.Context(), d.Client, nil); err == nil || !strings.Contains(err.Error(), `ssh agent "default" is not there`) {
 		t.Errorf("without an agent: %v", err)
 	}
-	b.SSH = map[string]SSH{"default": {Keys: [][]byte{testKey(t)}}}
+	b.SSH = map[string]Dial{"default": func(context.Context) (net.Conn, error) { near, _ := net.Pipe(); return near, nil }}
 	d.run(t, b)
 }
 
-func readFile(t testing.TB, path ...string) string {
+// output is what a build of b has written; local are the files of target's "local" output.
+func output(t testing.TB, b Build, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(path...))
+	text, err := os.ReadFile(filepath.Join(b.Dir, "..", "out", name))
 	if err != nil {
 		t.Error(err)
 	}
 	return string(text)
 }
 
-func exists(path ...string) bool {
-	_, err := os.Lstat(filepath.Join(path...))
-	return err == nil
+func local(t testing.TB, b Build, target string) map[string]string {
+	t.Helper()
+	matches, _ := filepath.Glob(filepath.Join(b.Dir, "..", "out", target+"-*.local.tar"))
+	files := map[string]string{}
+	for _, path := range matches {
+		for name, text := range untar(t, output(t, b, filepath.Base(path))) {
+			files[name] = string(text)
+		}
+	}
+	return files
 }
 
 func untar(t testing.TB, text string) map[string][]byte {

@@ -63,6 +63,11 @@ func startDaemon(t testing.TB) *daemon {
 		d.mu.Lock()
 		d.requests = append(d.requests, r.Method+" "+r.URL.Path)
 		d.mu.Unlock()
+		if user, password, _ := r.BasicAuth(); strings.Contains(r.URL.Path, "/private/") && (user != "me" || password != "s3cret-password") {
+			w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
 		handler.ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
@@ -180,7 +185,15 @@ func (d *daemon) asked(repository string) int {
 // workspace writes files, as name and text in turn ("-> TARGET" makes a link), and reads the plan they make.
 func workspace(t testing.TB, files ...string) Build {
 	t.Helper()
-	b := Build{Dir: t.TempDir(), OutputDir: t.TempDir(), Insecure: func(string) bool { return true }}
+	dir := t.TempDir()
+	out := filepath.Join(dir, "out")
+	if err := os.Mkdir(out, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := Build{
+		Dir: filepath.Join(dir, "src"), Insecure: func(string) bool { return true },
+		Create: func(name string) (io.WriteCloser, error) { return os.Create(filepath.Join(out, name)) },
+	}
 	for i := 0; i+1 < len(files); i += 2 {
 		if to, link := strings.CutPrefix(files[i+1], "-> "); link {
 			writeFile(t, b.Dir, files[i]+".dir", "") // makes its directory

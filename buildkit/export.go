@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -18,8 +16,8 @@ import (
 // outputTypes are the outputs a target may have. "cacheonly" builds and keeps nothing but the cache.
 var outputTypes = []string{"registry", "image", client.ExporterOCI, client.ExporterDocker, client.ExporterTar, client.ExporterLocal, "cacheonly"}
 
-// exports turns the target's outputs, and Push, into BuildKit's. It returns what will be in OutputDir.
-func (b Build) exports(opt *client.SolveOpt, target Target) (names []string, err error) {
+// exports turns the target's outputs, and Push, into BuildKit's. It returns what will be written.
+func (b Build) exports(opt *client.SolveOpt, target Target) (written []*Output, err error) {
 	annotations, err := buildflags.ParseAnnotations(target.Annotations)
 	if err != nil {
 		return nil, err
@@ -57,28 +55,20 @@ func (b Build) exports(opt *client.SolveOpt, target Target) (names []string, err
 				attrs["registry.insecure"] = "true"
 			}
 			opt.Exports = append(opt.Exports, client.ExportEntry{Type: client.ExporterImage, Attrs: attrs})
-		case client.ExporterOCI, client.ExporterDocker, client.ExporterTar:
-			if dest == "" {
-				dest = fmt.Sprintf("%s-%d.%s.tar", b.Target, i, output.Type)
+		case client.ExporterOCI, client.ExporterDocker, client.ExporterTar, client.ExporterLocal:
+			if b.Create == nil {
+				return nil, errors.New("this build has nowhere to write files to: push it instead")
 			}
-			file, err := b.outputFile(dest)
-			if err != nil {
-				return nil, err
+			o := &Output{Name: fmt.Sprintf("%s-%d.%s.tar", b.Target, i, output.Type), Type: output.Type, Dest: dest}
+			kind := output.Type
+			if kind == client.ExporterLocal {
+				kind = client.ExporterTar
 			}
-			opt.Exports = append(opt.Exports, client.ExportEntry{Type: output.Type, Attrs: attrs, Output: file})
-			names = append(names, dest)
-		case client.ExporterLocal:
-			if dest == "" {
-				dest = b.Target
-			}
-			if err := b.checkOutput(dest); err != nil {
-				return nil, err
-			}
-			opt.Exports = append(opt.Exports, client.ExportEntry{Type: output.Type, Attrs: attrs, OutputDir: filepath.Join(b.OutputDir, dest)})
-			names = append(names, dest)
+			opt.Exports = append(opt.Exports, client.ExportEntry{Type: kind, Attrs: attrs, Output: b.file(o)})
+			written = append(written, o)
 		}
 	}
-	return names, nil
+	return written, nil
 }
 
 // insecure tells whether all the hosts of a list of image names are to be spoken to without TLS. A worker's
@@ -104,33 +94,24 @@ func (b Build) cacheOption(c Option) Option {
 	return c
 }
 
-func (b Build) checkOutput(name string) error {
-	if b.OutputDir == "" {
-		return errors.New("this build has nowhere to write files to: push it instead")
+// file makes an output's file when BuildKit has something to write, and counts its bytes.
+func (b Build) file(o *Output) filesync.FileOutputFunc {
+	return func(map[string]string) (io.WriteCloser, error) {
+		w, err := b.Create(o.Name)
+		if err != nil {
+			return nil, fmt.Errorf("output %s: %w", o.Name, err)
+		}
+		return counted{w, o}, nil
 	}
-	if !filepath.IsLocal(name) {
-		return fmt.Errorf("output %s is outside the output directory: give a relative name", name)
-	}
-	return nil
 }
 
-// outputFile is a file in OutputDir that is made when BuildKit has something to write.
-func (b Build) outputFile(name string) (filesync.FileOutputFunc, error) {
-	if err := b.checkOutput(name); err != nil {
-		return nil, err
-	}
-	return func(map[string]string) (io.WriteCloser, error) {
-		if err := os.MkdirAll(b.OutputDir, 0o755); err != nil {
-			return nil, err
-		}
-		root, err := os.OpenRoot(b.OutputDir)
-		if err != nil {
-			return nil, err
-		}
-		defer root.Close()
-		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return nil, err
-		}
-		return root.Create(name)
-	}, nil
+type counted struct {
+	io.WriteCloser
+	o *Output
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.WriteCloser.Write(p)
+	c.o.Size += int64(n)
+	return n, err
 }

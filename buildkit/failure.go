@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"syscall"
 
+	"github.com/distribution/reference"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	solvererrdefs "github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/grpcerrors"
@@ -15,10 +17,13 @@ import (
 // StepError is a build that failed by the user's doing: a command's exit code, a file or an image that is not
 // there.
 type StepError struct {
-	Step string // as the Dockerfile has it
-	Code int    // the command's exit code; 1 where there is none
-	Log  string // the last lines that the step wrote
-	Err  error
+	Step string `json:"step"`          // as the Dockerfile has it
+	Code int    `json:"code"`          // the command's exit code; 1 where there is none
+	OOM  bool   `json:"oom,omitempty"` // BuildKit says that it was killed for want of memory
+	Log  string `json:"log,omitempty"` // the last lines that the step wrote
+	Err  error  `json:"-"`
+	// Message is Err's, for those who read the Result.
+	Message string `json:"message"`
 }
 
 func (e *StepError) Error() string { return e.Err.Error() }
@@ -26,6 +31,8 @@ func (e *StepError) Unwrap() error { return e.Err }
 
 var (
 	missingImage = regexp.MustCompile(`(\S+): (?:not found|failed to do request: .*no such host|pull access denied|failed to authorize|.*insufficient_scope)`)
+	refused      = regexp.MustCompile(`request to https?://([^/]+)/\S*: (?:401 Unauthorized|403 Forbidden)`)
+	pushed       = regexp.MustCompile(`failed to push (\S+): `)
 	loadMetadata = regexp.MustCompile(`^\[(?:internal|context \S+)\] load metadata for (\S+)`)
 )
 
@@ -37,11 +44,24 @@ func classify(err error, t *tally) error {
 	var exit *gatewaypb.ExitError
 	switch text := err.Error(); {
 	case errors.As(err, &exit):
-		return &StepError{Step: step, Code: int(exit.ExitCode), Log: log, Err: plain(err)}
+		oom := exit.ExitCode == 137 && strings.Contains(text, syscall.ENOMEM.Error()) // executor/runcexecutor, on cgroup v2
+		return &StepError{Step: step, Code: int(exit.ExitCode), OOM: oom, Log: log, Err: plain(err)}
 	case grpcerrors.Code(err) == codes.Unavailable:
 		return fmt.Errorf("the builder is gone: %w", err)
 	case strings.Contains(text, "no space left on device"):
 		return fmt.Errorf("the builder's disk is full: raise its limit: %w", err)
+	case refused.MatchString(text):
+		host := refused.FindStringSubmatch(text)[1] // or that of its tokens
+		for _, image := range [][]string{pushed.FindStringSubmatch(text), loadMetadata.FindStringSubmatch(step)} {
+			if image == nil {
+				continue
+			}
+			if ref, err := reference.ParseNormalizedNamed(image[1]); err == nil {
+				host = reference.Domain(ref)
+			}
+		}
+		return &StepError{Step: step, Code: 1, Log: log, Err: fmt.Errorf(
+			"registry %s wants other credentials, or gives this account no access: log in with 'docker login %s': %w", host, host, plain(err))}
 	case loadMetadata.MatchString(step):
 		image := loadMetadata.FindStringSubmatch(step)[1]
 		if missingImage.MatchString(text) {

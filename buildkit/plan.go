@@ -13,12 +13,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/distribution/reference"
 )
 
-const (
-	maxFile    = 1 << 20 // bytes of a bake file, a Dockerfile or a .env file that are read
-	maxTargets = 1000
-)
+const maxFile = 1 << 20 // bytes of a bake file, a Dockerfile or a .env file that are read
+
+// MaxTargets is how many targets a plan may have.
+const MaxTargets = 1000
 
 // Plan is what one build command builds: each target with all that it takes to build it. It is JSON, so
 // that it can be kept in a queue, and holds no secret.
@@ -51,7 +53,8 @@ type Target struct {
 	CacheFrom        []Option          `json:"cache_from,omitempty"`
 	CacheTo          []Option          `json:"cache_to,omitempty"`
 	Secrets          []Secret          `json:"secrets,omitempty"`
-	SSH              []string          `json:"ssh,omitempty"` // ids of agents to forward
+	SSH              []string          `json:"ssh,omitempty"`    // ids of agents to forward
+	Images           []string          `json:"images,omitempty"` // that the Dockerfile names; Read finds them
 }
 
 // Option is an output, or a cache to import or export, such as type=registry,ref=….
@@ -74,6 +77,8 @@ type Input struct {
 	Files   []string // bake files or one Dockerfile, relative to Dir; none: what is there
 	Targets []string // none: "default"
 	Set     []string // bake overrides, "target.key=value"
+	// Args are build arguments of the targets that are built; they take the place of those that a bake file gives.
+	Args map[string]string
 	// Vars are the values of bake variables. Nothing is looked up in the process's own environment.
 	Vars map[string]string
 	// Frontends are images that "# syntax" lines may name besides docker/dockerfile; the built-in frontend
@@ -107,6 +112,13 @@ func Read(ctx context.Context, in Input) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
+	for _, name := range plan.Build {
+		t := plan.Targets[name]
+		for key, value := range in.Args {
+			t.Args = withAttr(t.Args, key, value)
+		}
+		plan.Targets[name] = t
+	}
 	return plan, plan.check(root, in.Frontends)
 }
 
@@ -137,14 +149,16 @@ func (p Plan) check(root *os.Root, frontends []string) error {
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(p.Targets)) {
-		if err := p.checkTarget(root, p.Targets[name], frontends); err != nil {
+		t := p.Targets[name]
+		if err := p.checkTarget(root, &t, frontends); err != nil {
 			errs = append(errs, fmt.Errorf("target %s: %w", name, err))
 		}
+		p.Targets[name] = t
 	}
 	return errors.Join(errs...)
 }
 
-func (p Plan) checkTarget(root *os.Root, t Target, frontends []string) error {
+func (p Plan) checkTarget(root *os.Root, t *Target, frontends []string) (err error) {
 	if err := t.allowed(); err != nil {
 		return err
 	}
@@ -172,12 +186,13 @@ func (p Plan) checkTarget(root *os.Root, t Target, frontends []string) error {
 			return fmt.Errorf("%s: name a Dockerfile relative to its context", t.Dockerfile)
 		}
 		where = filepath.Join(t.Context, t.Dockerfile)
-		var err error
 		if text, err = readLimited(root, where); err != nil {
 			return err
 		}
 	}
-	return checkDockerfile(where, text, t.Stage, frontends)
+	t.Images, err = checkDockerfile(where, text, t.Stage, t.Args, frontends)
+	t.Images = slices.DeleteFunc(t.Images, func(image string) bool { return t.Contexts[image] != "" })
+	return err
 }
 
 // allowed refuses what no build may have, wherever it was asked for.
@@ -281,6 +296,48 @@ func (p Plan) Closure(name string) Plan {
 	}
 	add(name)
 	return part
+}
+
+// Registries are the hosts, sorted, that building the plan asks for images and caches, and where it puts
+// them: of all Docker's names, "docker.io" is Docker Hub's. What is only tagged is not pushed.
+func (p Plan) Registries(push bool) []string {
+	hosts := map[string]bool{}
+	add := func(name string) {
+		if ref, err := reference.ParseNormalizedNamed(name); err == nil {
+			hosts[reference.Domain(ref)] = true
+		}
+	}
+	for name, t := range p.Targets {
+		for _, image := range t.Images {
+			add(image)
+		}
+		for _, context := range t.Contexts {
+			if image, ok := strings.CutPrefix(context, "docker-image://"); ok {
+				add(image)
+			}
+		}
+		for _, c := range slices.Concat(t.CacheFrom, t.CacheTo) {
+			add(c.Attrs["ref"])
+		}
+		if !slices.Contains(p.Build, name) {
+			continue
+		}
+		pushed := push
+		for _, o := range t.Outputs {
+			if o.Type == "registry" || o.Attrs["push"] == "true" {
+				pushed = true
+				for image := range strings.SplitSeq(o.Attrs["name"], ",") {
+					add(image)
+				}
+			}
+		}
+		if pushed {
+			for _, tag := range t.Tags {
+				add(tag)
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(hosts))
 }
 
 // SecretIDs are the ids of all secrets that the plan's targets use, sorted.

@@ -137,11 +137,44 @@ func TestReadLimits(t *testing.T) {
 
 func TestFrontends(t *testing.T) {
 	text := "# syntax=registry.test:5000/ours:1@sha256:" + strings.Repeat("0", 64) + "\nFROM scratch\n"
-	if err := checkDockerfile("Dockerfile", []byte(text), "", nil); err == nil {
+	if _, err := checkDockerfile("Dockerfile", []byte(text), "", nil, nil); err == nil {
 		t.Error("an unlisted frontend was accepted")
 	}
-	if err := checkDockerfile("Dockerfile", []byte(text), "", []string{"registry.test:5000/ours"}); err != nil {
+	if _, err := checkDockerfile("Dockerfile", []byte(text), "", nil, []string{"registry.test:5000/ours"}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRegistries(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, "docker-bake.hcl", `
+target "default" {
+  args       = { TAG = "9" }
+  contexts   = { more = "docker-image://context.test/x", base = "." }
+  tags       = ["push.test/app:1"]
+  cache-from = ["type=registry,ref=cache.test:5000/app"]
+  dockerfile-inline = <<EOT
+ARG HOST=from.test
+ARG TAG=1
+FROM $HOST/a:$TAG AS build
+RUN --mount=from=mount.test/b,target=/b true
+FROM build
+COPY --from=copy.test/c /c /
+COPY --from=base /d /
+COPY --from=0 /e /
+FROM debian
+EOT
+}`)
+	plan, err := Read(t.Context(), Input{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"cache.test:5000", "context.test", "copy.test", "docker.io", "from.test", "mount.test"}
+	if got := plan.Registries(false); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := plan.Registries(true); len(got) != len(want)+1 || got[6] != "push.test" {
+		t.Errorf("pushed: %v", got)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"strings"
 
@@ -17,8 +16,6 @@ import (
 	"github.com/moby/buildkit/session/sshforward"
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
-	"golang.org/x/crypto/ssh"
-	"golang.org/x/crypto/ssh/agent"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -27,13 +24,6 @@ import (
 
 // Credentials are what a registry asks for.
 type Credentials struct{ Username, Password string }
-
-// SSH is an agent that RUN --mount=type=ssh may use: one that listens on a socket, or one made of keys.
-// Builds can sign with its keys, but neither see nor change them.
-type SSH struct {
-	Socket string   // path of a unix socket of an agent
-	Keys   [][]byte // private keys, PEM, without a passphrase
-}
 
 // sessionOpt says what the worker may ask for while it builds: directories, secrets, agents, credentials,
 // and caches.
@@ -69,11 +59,7 @@ func (b Build) sessionOpt() (client.SolveOpt, error) {
 			}
 		}
 	}
-	agents, err := newAgents(b.SSH)
-	if err != nil {
-		return opt, err
-	}
-	opt.Session = []session.Attachable{secretsprovider.FromMap(secrets), agents, authenticator{credentials: b.Auth}}
+	opt.Session = []session.Attachable{secretsprovider.FromMap(secrets), agents(b.SSH), authenticator{credentials: b.Auth}}
 	for _, c := range target.CacheFrom {
 		opt.CacheImports = append(opt.CacheImports, client.CacheOptionsEntry(b.cacheOption(c)))
 	}
@@ -212,35 +198,7 @@ func (a authenticator) Credentials(_ context.Context, r *auth.CredentialsRequest
 }
 
 // agents forwards ssh agents by id.
-type agents map[string]func(ctx context.Context) (agent.Agent, func(), error)
-
-func newAgents(all map[string]SSH) (agents, error) {
-	out := agents{}
-	for id, s := range all {
-		if s.Socket != "" {
-			out[id] = func(ctx context.Context) (agent.Agent, func(), error) {
-				conn, err := (&net.Dialer{}).DialContext(ctx, "unix", s.Socket)
-				if err != nil {
-					return nil, nil, err
-				}
-				return signer{agent.NewClient(conn)}, func() { _ = conn.Close() }, nil
-			}
-			continue
-		}
-		keyring := agent.NewKeyring()
-		for _, key := range s.Keys {
-			private, err := ssh.ParseRawPrivateKey(key)
-			if err != nil {
-				return nil, fmt.Errorf("ssh agent %q: %w", id, err)
-			}
-			if err := keyring.Add(agent.AddedKey{PrivateKey: private}); err != nil {
-				return nil, fmt.Errorf("ssh agent %q: %w", id, err)
-			}
-		}
-		out[id] = func(context.Context) (agent.Agent, func(), error) { return signer{keyring}, func() {}, nil }
-	}
-	return out, nil
-}
+type agents map[string]Dial
 
 func (a agents) Register(s *grpc.Server) { sshforward.RegisterSSHServer(s, a) }
 
@@ -262,31 +220,13 @@ func (a agents) ForwardAgent(stream sshforward.SSH_ForwardAgentServer) error {
 			id = v[0]
 		}
 	}
-	open := a[id]
-	if open == nil {
+	dial := a[id]
+	if dial == nil {
 		return status.Errorf(codes.NotFound, "no ssh agent %q was given", id)
 	}
-	real, done, err := open(stream.Context())
+	conn, err := dial(stream.Context())
 	if err != nil {
-		return err
+		return fmt.Errorf("ssh agent %q: %w", id, err)
 	}
-	defer done()
-	near, far := net.Pipe()
-	defer near.Close()
-	go func() {
-		_ = agent.ServeAgent(real, far)
-		_ = far.Close()
-	}()
-	return sshforward.Copy(stream.Context(), near, stream, nil)
+	return sshforward.Copy(stream.Context(), conn, stream, nil)
 }
-
-// signer is an agent that lists its keys and signs with them, and refuses all else.
-type signer struct{ agent.Agent }
-
-var errReadOnly = errors.New("a build may not change the agent")
-
-func (signer) Add(agent.AddedKey) error   { return errReadOnly }
-func (signer) Remove(ssh.PublicKey) error { return errReadOnly }
-func (signer) RemoveAll() error           { return errReadOnly }
-func (signer) Lock([]byte) error          { return errReadOnly }
-func (signer) Unlock([]byte) error        { return errReadOnly }

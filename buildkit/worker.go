@@ -209,6 +209,9 @@ insecure-entitlements = []
 	if cfg.Registry != "" && cfg.Registry != cfg.Mirror {
 		text += fmt.Sprintf("[registry.%q]\n  http = true\n", cfg.Registry)
 	}
+	for _, host := range cfg.Insecure {
+		text += fmt.Sprintf("[registry.%q]\n  http = true\n", host)
+	}
 	return text
 }
 

@@ -25,6 +25,8 @@ type WorkersConfig struct {
 	// Registry is the name under which builds push to and pull from that registry, host:port, and
 	// RegistryAddress the address behind its host.
 	Registry, RegistryAddress string
+	// Insecure are further registries that speak plain HTTP, host:port.
+	Insecure []string
 	// KeepBytes is how much state a worker keeps when it collects garbage.
 	KeepBytes int64
 	// MaxParallelism is how many steps a worker runs at once; 0: as many as there are.
@@ -54,7 +56,7 @@ func NewWorkers(cfg WorkersConfig) *Workers {
 }
 
 // Lease lets a job use its project's worker. It is the job's sandbox: what Exec and Usage say is the
-// worker's.
+// worker's, but for the OOM kills: whose they were, a lease does not know.
 type Lease struct {
 	sandbox.Sandbox
 	Client *client.Client
@@ -65,6 +67,13 @@ type Lease struct {
 func (l *Lease) Close(context.Context) error {
 	l.give()
 	return nil
+}
+
+// Usage is the worker's, without its OOM kills.
+func (l *Lease) Usage(ctx context.Context) (sandbox.Usage, error) {
+	u, err := l.Sandbox.Usage(ctx)
+	u.OOMKills = 0
+	return u, err
 }
 
 // Unwrap returns the worker's sandbox.

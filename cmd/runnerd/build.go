@@ -2,19 +2,19 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
@@ -23,10 +23,10 @@ import (
 
 type buildFlags struct {
 	api.Build
-	files, args, labels, secrets, vars []string
-	stage, progress                    string
-	timeout                            textFlag[config.Duration, *config.Duration]
-	asJSON, detach                     bool
+	files, args, labels, secrets, ssh, vars []string
+	stage, progress                         string
+	timeout                                 textFlag[config.Duration, *config.Duration]
+	asJSON, detach                          bool
 }
 
 func (a *app) buildCommand() *cobra.Command {
@@ -38,10 +38,16 @@ func (a *app) buildCommand() *cobra.Command {
 each as a job. The context is the first argument if that is a directory, else the current one; it is sent
 without .git and what .dockerignore excludes.
 
+Outputs of type oci, docker, tar and local are fetched when their target is built: those of --output relative to
+the current directory, those of a bake file only into the context. Registries that the build names are given
+the credentials that docker login has stored. Keys and agents of --ssh stay here: the build's requests come to
+them while it runs.
+
 ` + exitHelp,
 		Example: `  runnerd build .
   runnerd build examples/farm --push api web
-  runnerd build -f Dockerfile.prod -t app:1 --build-arg VERSION=1 --secret id=token,env=TOKEN`,
+  runnerd build -f Dockerfile.prod -t app:1 --build-arg VERSION=1 --secret id=token,env=TOKEN
+  runnerd build -o dist --ssh default .`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.build(cmd.Context(), f, args) },
 	}
 	flags := cmd.Flags()
@@ -53,11 +59,12 @@ without .git and what .dockerignore excludes.
 	flags.StringArrayVar(&f.labels, "label", nil, "image label `KEY=VALUE`; may be repeated")
 	flags.StringArrayVar(&f.Annotations, "annotation", nil, "annotation `KEY=VALUE`; may be repeated")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "`id=ID[,src=FILE|,env=NAME]`; may be repeated")
+	flags.StringArrayVar(&f.ssh, "ssh", nil, "ssh agent `default|ID[=SOCKET|KEY[,KEY]]` for RUN --mount=type=ssh; may be repeated")
 	flags.StringVar(&f.stage, "target", "", "`STAGE` of the Dockerfile to build")
 	flags.StringSliceVar(&f.Platforms, "platform", nil, "`PLATFORM`, such as linux/amd64; may be repeated")
 	flags.StringArrayVar(&f.CacheFrom, "cache-from", nil, "cache to import, such as `type=registry,ref=NAME`; may be repeated")
 	flags.StringArrayVar(&f.CacheTo, "cache-to", nil, "cache to export, such as `type=registry,ref=NAME`; may be repeated")
-	flags.StringArrayVarP(&f.Outputs, "output", "o", nil, "output, such as `type=oci,dest=FILE`; may be repeated")
+	flags.StringArrayVarP(&f.Outputs, "output", "o", nil, "output: `type=oci|docker|tar|local,dest=PATH`, DIR, or - for a tar to the standard output; may be repeated")
 	flags.BoolVar(&f.Push, "push", false, "push the images to the registry that their tags name")
 	flags.BoolVar(&f.NoCache, "no-cache", false, "do not use the cache")
 	flags.BoolVar(&f.Pull, "pull", false, "look for newer base images")
@@ -75,6 +82,14 @@ func (a *app) build(ctx context.Context, f buildFlags, args []string) error {
 	if err != nil {
 		return usage(err)
 	}
+	agents, err := sshAgents(f.ssh)
+	if err != nil {
+		return usage(err)
+	}
+	f.SSH = slices.Sorted(maps.Keys(agents))
+	if err := a.checkOutputs(f); err != nil {
+		return usage(err)
+	}
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -90,9 +105,17 @@ func (a *app) build(ctx context.Context, f buildFlags, args []string) error {
 		return err
 	}
 	f.Workspace = ws.ID
+	if f.Registries, err = a.credentials(ctx, dir, f.Build); err != nil {
+		return err
+	}
 	accepted, err := c.Build(ctx, f.Build)
 	if err != nil {
 		return err
+	}
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	for _, j := range accepted.Jobs {
+		a.serveAgents(serving, c, j.ID, agents)
 	}
 	if f.detach {
 		for _, j := range accepted.Jobs {
@@ -104,7 +127,12 @@ func (a *app) build(ctx context.Context, f buildFlags, args []string) error {
 	if err != nil {
 		return err
 	}
-	return a.report(jobs, f.asJSON)
+	dests, err := outputsOf(f.Outputs)
+	if err != nil {
+		return err
+	}
+	fetched := a.fetchAll(ctx, c, jobs, fetch{context: dir, dests: dests})
+	return a.report(jobs, f, fetched)
 }
 
 // prepare turns the flags into a request and returns the context's directory.
@@ -273,68 +301,4 @@ func (a *app) follow(ctx context.Context, c *client.Client, mode string, jobs []
 	all.Wait()
 	d.end()
 	return ended, errors.Join(errs...)
-}
-
-// report prints how the jobs have ended and returns what that means for the exit code.
-func (a *app) report(jobs []api.Job, asJSON bool) error {
-	rows := [][]string{{"TARGET", "OUTCOME", "CACHED", "TIME", "PEAK MEMORY", "DIGEST", "JOB"}}
-	worst, rank := error(nil), 0
-	for _, j := range jobs {
-		var b buildkit.Result
-		if j.Result != nil {
-			_ = json.Unmarshal(j.Result.Detail, &b)
-			rows = append(rows, []string{j.Name, a.colourOutcome(j), fmt.Sprintf("%d/%d", b.Cached, b.Steps), duration(j), memory(j.Result.Usage.MemoryPeak), dash(b.Digest), j.ID})
-		}
-		code := buildCode(j.Result)
-		if r := map[int]int{exitOK: 0, exitCancelled: 1, exitTimeout: 2, exitRejected: 3, exitFailed: 4, exitErrored: 5}[code]; r > rank {
-			worst, rank = &exitError{code: code}, r
-		}
-		if code != exitOK && !asJSON {
-			name := j.Name
-			_, _ = fmt.Fprintf(a.stderr, "runnerd: %s: %s\n", name, short(strings.TrimSpace(stateOf(j)+": "+detailOf(j)), 500))
-		}
-	}
-	if asJSON {
-		return errors.Join(writeJSON(a.stdout, jobs), worst)
-	}
-	if len(jobs) > 1 {
-		return errors.Join(writeTable(a.stdout, rows), worst)
-	}
-	if worst == nil && len(rows) == 2 && rows[1][5] != "-" {
-		_, _ = fmt.Fprintln(a.stdout, rows[1][5])
-	}
-	return worst
-}
-
-// buildCode is resultCode, but a step's exit code is not the build's.
-func buildCode(r *api.Result) int {
-	if r != nil && r.Outcome == runner.Failed {
-		return exitFailed
-	}
-	return resultCode(r)
-}
-
-func (a *app) colourOutcome(j api.Job) string {
-	colour := red
-	switch j.Result.Outcome {
-	case runner.Succeeded:
-		colour = green
-	case runner.Cancelled:
-		colour = yellow
-	}
-	return paint(a.stdout, colour, stateOf(j))
-}
-
-func memory(bytes int64) string {
-	if bytes <= 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.0f MiB", float64(bytes)/(1<<20))
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }

@@ -101,7 +101,7 @@ func farm(t *testing.T, built func(api.Build, string)) *apitest.Server {
 		c.Builder = planFunc(func(ctx context.Context, dir string, b api.Build) ([]api.Target, error) {
 			built(b, dir)
 			if _, err := os.Stat(filepath.Join(dir, "broken")); err == nil {
-				return nil, fileError(dir, fmt.Errorf("docker-bake.hcl:3,7-9: Unsupported block type; Blocks of type \"tarte\" are not expected here"))
+				return nil, fileError(dir, "docker-bake.hcl:3,7-9: Unsupported block type; Blocks of type \"tarte\" are not expected here")
 			}
 			var targets []api.Target
 			for _, name := range b.Targets {

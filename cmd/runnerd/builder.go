@@ -2,48 +2,75 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
-	bkclient "github.com/moby/buildkit/client"
+	"github.com/docker/buildx/util/buildflags"
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
-	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
 // buildPayload is the payload of a job that builds one target. Its secrets are kept in the queue's memory, in
-// the order of SecretIDs.
+// the order of SecretIDs, and then for each of Registries its credentials as HTTP's basic authentication has
+// them, and the password alone, so that both are masked.
 type buildPayload struct {
-	Plan      buildkit.Plan `json:"plan"`
-	Target    string        `json:"target"`
-	Push      bool          `json:"push,omitempty"`
-	SecretIDs []string      `json:"secret_ids,omitempty"`
+	Plan       buildkit.Plan `json:"plan"`
+	Target     string        `json:"target"`
+	Push       bool          `json:"push,omitempty"`
+	SecretIDs  []string      `json:"secret_ids,omitempty"`
+	Registries []string      `json:"registries,omitempty"`
+	SSH        []string      `json:"ssh,omitempty"`
 }
+
+// secrets takes apart what the queue has kept.
+func (p buildPayload) secrets(values []string) (auth map[string]buildkit.Credentials, secrets map[string][]byte, err error) {
+	if len(values) != len(p.SecretIDs)+2*len(p.Registries) {
+		return nil, nil, errors.New("the build's secrets are gone: submit it again")
+	}
+	secrets = map[string][]byte{}
+	for i, id := range p.SecretIDs {
+		secrets[id] = []byte(values[i])
+	}
+	auth = map[string]buildkit.Credentials{}
+	for i, host := range p.Registries {
+		basic, err := base64.StdEncoding.DecodeString(values[len(p.SecretIDs)+2*i])
+		if err != nil {
+			return nil, nil, fmt.Errorf("read the credentials for %s: %w", host, err)
+		}
+		user, password, _ := strings.Cut(string(basic), ":")
+		auth[host] = buildkit.Credentials{Username: user, Password: password}
+	}
+	return auth, secrets, nil
+}
+
+// maxPayloads is the size of all payloads of one build, bytes.
+const maxPayloads = 64 << 20
 
 // builder is the api.Builder: it reads build files.
 type builder struct {
+	read      func(context.Context, buildkit.Input) (buildkit.Plan, error)
 	frontends []string // that "# syntax" lines may name
 	registry  string   // the daemon's own, host:port
 }
 
 func (bd builder) Plan(ctx context.Context, dir string, b api.Build) ([]api.Target, error) {
-	plan, err := buildkit.Read(ctx, buildkit.Input{Dir: dir, Files: b.Files, Targets: b.Targets, Set: b.Set, Vars: b.Vars, Frontends: bd.frontends})
+	plan, err := bd.plan(ctx, dir, b)
 	if err != nil {
-		return nil, fileError(dir, err)
+		return nil, err
 	}
-	if err := bd.adjust(&plan, b); err != nil {
+	if err := fetchable(plan, b); err != nil {
 		return nil, fmt.Errorf("%w: %w", api.ErrInvalid, err)
 	}
 	ids := slices.Sorted(maps.Keys(b.Secrets))
@@ -52,6 +79,7 @@ func (bd builder) Plan(ctx context.Context, dir string, b api.Build) ([]api.Targ
 		values[i] = string(b.Secrets[id])
 	}
 	var targets []api.Target
+	size := 0
 	for _, name := range plan.Build {
 		part := plan.Closure(name)
 		for _, t := range part.Targets {
@@ -60,24 +88,89 @@ func (bd builder) Plan(ctx context.Context, dir string, b api.Build) ([]api.Targ
 					return nil, fmt.Errorf("%w: target %s needs the secret %s: give it with --secret id=%s,src=FILE", api.ErrInvalid, name, s.ID, s.ID)
 				}
 			}
+			for _, id := range t.SSH {
+				if !slices.Contains(b.SSH, id) {
+					return nil, fmt.Errorf("%w: target %s needs the ssh agent %s: give it with --ssh %s", api.ErrInvalid, name, id, id)
+				}
+			}
 		}
-		payload, err := json.Marshal(buildPayload{Plan: part, Target: name, Push: b.Push, SecretIDs: ids})
+		registries, credentials := credentialsOf(part, b)
+		payload, err := json.Marshal(buildPayload{Plan: part, Target: name, Push: b.Push, SecretIDs: ids, Registries: registries, SSH: b.SSH})
 		if err != nil {
 			return nil, err
 		}
+		if size += len(payload); size > maxPayloads {
+			return nil, fmt.Errorf("%w: the targets, each with those that it needs, are larger than %d bytes: build fewer at once, or split the bake file", api.ErrInvalid, maxPayloads)
+		}
 		targets = append(targets, api.Target{
 			Request: runner.Request{Name: name, Nesting: sandbox.Nesting{sandbox.Container, sandbox.BuildKit}, Limits: b.Limits, Payload: payload},
-			Secrets: values,
+			Secrets: slices.Concat(values, credentials),
 		})
 	}
 	return targets, nil
 }
 
+// plan reads the build files and applies what the command line says.
+func (bd builder) plan(ctx context.Context, dir string, b api.Build) (buildkit.Plan, error) {
+	plan, err := bd.read(ctx, buildkit.Input{Dir: dir, Files: b.Files, Targets: b.Targets, Set: b.Set, Args: b.BuildArgs, Vars: b.Vars, Frontends: bd.frontends})
+	if err != nil {
+		return plan, err
+	}
+	if err := bd.adjust(&plan, b); err != nil {
+		return plan, fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	return plan, nil
+}
+
+// credentialsOf are the credentials of the registries that a plan names, as buildPayload keeps them.
+func credentialsOf(plan buildkit.Plan, b api.Build) (registries, secrets []string) {
+	for _, host := range plan.Registries(b.Push) {
+		if c, ok := b.Registries[host]; ok {
+			registries = append(registries, host)
+			secrets = append(secrets, base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password)), c.Password)
+		}
+	}
+	return registries, secrets
+}
+
+// fetchable says whether the client can put every output where it is wanted.
+func fetchable(plan buildkit.Plan, b api.Build) error {
+	stdout := 0
+	for _, name := range plan.Build {
+		for _, o := range plan.Targets[name].Outputs {
+			dest := o.Attrs["dest"]
+			switch o.Type {
+			case "oci", "docker", "tar":
+				if len(b.Outputs) > 0 && len(plan.Build) > 1 {
+					return fmt.Errorf("one output of type %s for %d targets: name one target, or set outputs in the bake file", o.Type, len(plan.Build))
+				}
+				if dest == "" && o.Type == "docker" {
+					return fmt.Errorf("target %s: output type=docker needs dest=FILE: there is no docker here to load it into", name)
+				}
+				if dest == "" || dest == "-" {
+					stdout++
+				}
+			case "local":
+				if dest == "" || dest == "-" {
+					return fmt.Errorf("target %s: output type=local needs dest=DIR", name)
+				}
+			}
+			if len(b.Outputs) == 0 && dest != "" && !filepath.IsLocal(dest) {
+				return fmt.Errorf("target %s: output %s is outside of the context: say where with --output", name, dest)
+			}
+		}
+	}
+	if stdout > 1 {
+		return fmt.Errorf("%d outputs go to the standard output: give all but one of them a dest", stdout)
+	}
+	return nil
+}
+
 var filePlace = regexp.MustCompile(`([^\s:]+):(\d+)(?:[:,](\d+))?(?:-\d+)?: (.*)`)
 
 // fileError finds out where in the user's files an error is, if it says so.
-func fileError(dir string, err error) error {
-	text := strings.ReplaceAll(err.Error(), dir+string(filepath.Separator), "")
+func fileError(dir, text string) error {
+	text = strings.ReplaceAll(text, dir+string(filepath.Separator), "")
 	if m := filePlace.FindStringSubmatch(text); m != nil {
 		line, _ := strconv.Atoi(m[2])
 		column, _ := strconv.Atoi(m[3])
@@ -92,7 +185,7 @@ func (bd builder) adjust(p *buildkit.Plan, b api.Build) error {
 	if len(b.Tags) > 0 && len(p.Build) > 1 {
 		return fmt.Errorf("one tag for %d targets: name one target, or set tags in the bake file", len(p.Build))
 	}
-	outputs, err := options("output", b.Outputs)
+	outputs, err := outputsOf(b.Outputs)
 	if err != nil {
 		return err
 	}
@@ -108,6 +201,11 @@ func (bd builder) adjust(p *buildkit.Plan, b api.Build) error {
 		for _, id := range slices.Sorted(maps.Keys(b.Secrets)) {
 			if !slices.ContainsFunc(t.Secrets, func(s buildkit.Secret) bool { return s.ID == id }) {
 				t.Secrets = append(t.Secrets, buildkit.Secret{ID: id})
+			}
+		}
+		for _, id := range b.SSH {
+			if !slices.Contains(t.SSH, id) {
+				t.SSH = append(t.SSH, id)
 			}
 		}
 		p.Targets[name] = t
@@ -127,14 +225,9 @@ func (bd builder) adjust(p *buildkit.Plan, b api.Build) error {
 			t.Outputs = outputs
 		}
 		t.CacheFrom, t.CacheTo = append(t.CacheFrom, from...), append(t.CacheTo, to...)
-		t.Args, t.Labels = merged(t.Args, b.BuildArgs), merged(t.Labels, b.Labels)
+		t.Labels = merged(t.Labels, b.Labels)
 		t.Annotations = append(t.Annotations, b.Annotations...)
 		t.NoCache, t.Pull = t.NoCache || b.NoCache, t.Pull || b.Pull
-		for _, o := range t.Outputs {
-			if o.Type != "registry" && o.Type != "image" && o.Type != "cacheonly" {
-				return fmt.Errorf("target %s: output type %q cannot be fetched from the daemon: use --push", name, o.Type)
-			}
-		}
 		for i, tag := range t.Tags { // the daemon's registry is known by name, whatever its port
 			if rest, ok := strings.CutPrefix(tag, registryName+"/"); ok {
 				t.Tags[i] = bd.registry + "/" + rest
@@ -154,7 +247,24 @@ func merged(a, b map[string]string) map[string]string {
 	return out
 }
 
-// options reads type=T,key=value,… as docker buildx has it.
+// outputsOf reads outputs as docker buildx has them: type=T,key=value,…, a directory, or "-" for a tar to the
+// standard output.
+func outputsOf(texts []string) ([]buildkit.Option, error) {
+	entries, err := buildflags.ParseExports(texts)
+	if err != nil {
+		return nil, fmt.Errorf("--output: %w", err)
+	}
+	var out []buildkit.Option
+	for _, e := range entries {
+		if e.Destination != "" {
+			e.Attrs["dest"] = e.Destination
+		}
+		out = append(out, buildkit.Option{Type: e.Type, Attrs: e.Attrs})
+	}
+	return out, nil
+}
+
+// options reads caches: type=T,key=value,… as docker buildx has it.
 func options(flag string, texts []string) ([]buildkit.Option, error) {
 	var out []buildkit.Option
 	for _, text := range texts {
@@ -170,8 +280,6 @@ func options(flag string, texts []string) ([]buildkit.Option, error) {
 				o.Type = value
 			case ok:
 				o.Attrs[key] = value
-			case len(fields) == 1 && flag == "output":
-				o.Type, o.Attrs["dest"] = "local", f
 			case len(fields) == 1:
 				o.Type, o.Attrs["ref"] = "registry", f
 			default:
@@ -184,59 +292,4 @@ func options(flag string, texts []string) ([]buildkit.Option, error) {
 		out = append(out, o)
 	}
 	return out, nil
-}
-
-// buildStep builds one target with the project's worker, which is the job's sandbox.
-type buildStep struct {
-	build  buildkit.Build
-	detail json.RawMessage
-}
-
-// newBuildStep reads a request of KindBuild when its turn has come.
-func newBuildStep(ctx context.Context, r runner.Request, dir, outputs string, insecure func(string) bool) (*buildStep, error) {
-	var p buildPayload
-	if err := json.Unmarshal(r.Payload, &p); err != nil {
-		return nil, fmt.Errorf("read the build: %w", err)
-	}
-	values := queue.SubmittedSecrets(ctx)
-	if len(values) != len(p.SecretIDs) {
-		return nil, errors.New("the build's secrets are gone: submit it again")
-	}
-	secrets := map[string][]byte{}
-	for i, id := range p.SecretIDs {
-		secrets[id] = []byte(values[i])
-	}
-	return &buildStep{build: buildkit.Build{
-		Dir: dir, Plan: p.Plan, Target: p.Target, Secrets: secrets, Push: p.Push, Insecure: insecure, OutputDir: outputs,
-	}}, nil
-}
-
-func (s *buildStep) Name() string { return "build " + s.build.Target }
-
-// Detail is the buildkit.Result.
-func (s *buildStep) Detail() json.RawMessage { return s.detail }
-
-func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output) (sandbox.Exit, error) {
-	lease, ok := on.(*buildkit.Lease)
-	if !ok {
-		return sandbox.Exit{}, fmt.Errorf("a build needs a builder, not %T", on)
-	}
-	if s.build.OutputDir != "" && len(s.build.Plan.Targets[s.build.Target].Outputs) > 0 {
-		if err := os.MkdirAll(s.build.OutputDir, 0o700); err != nil {
-			return sandbox.Exit{}, err
-		}
-	}
-	progress := out.Stream(runner.Progress)
-	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
-		if text, err := json.Marshal(status); err == nil {
-			_, _ = progress.Write(text)
-		}
-	})
-	s.detail, _ = json.Marshal(result)
-	var failed *buildkit.StepError
-	if errors.As(err, &failed) {
-		_, _ = fmt.Fprintf(out.Stream(runner.Stderr), "%s: %v\n", failed.Step, failed.Err)
-		return sandbox.Exit{Code: max(failed.Code, 1)}, nil
-	}
-	return sandbox.Exit{}, err
 }

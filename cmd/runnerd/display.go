@@ -41,6 +41,9 @@ func startDisplay(ctx context.Context, w io.Writer, mode string) *display {
 	return d
 }
 
+// showsFailures tells whether a mode of the progress ends with the log of the step that failed.
+func showsFailures(mode string) bool { return mode != "quiet" && mode != "rawjson" }
+
 // frame shows one frame of a job's log. name, if not empty, tells the jobs of one build apart.
 func (d *display) frame(name, job string, f api.Frame) {
 	switch f.Stream() {

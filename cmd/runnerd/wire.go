@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -47,6 +48,8 @@ type assembly struct {
 	pool     *sandbox.Pool
 	sessions *api.Attachments
 	spaces   *api.Workspaces
+	agents   *api.Agents
+	outputs  *api.Outputs
 	queue    *queue.Queue
 	runner   *runner.Runner
 	server   *api.Server
@@ -176,7 +179,7 @@ func (a *assembly) startBuilders(context.Context) error {
 		Image:  b.Image,
 		Limits: sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: a.config.Limits.Max.PIDs, Disk: int64(b.Disk), Inodes: a.config.Limits.Max.Inodes},
 		Mirror: a.mirror(), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
-		KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
+		Insecure: b.Insecure, KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
 	})
 	a.later(func(context.Context) error { a.workers.Close(); return nil })
 	return nil
@@ -191,7 +194,10 @@ func (a *assembly) startQueue(ctx context.Context) error {
 	if a.spaces, err = api.NewWorkspaces(filepath.Join(c.StateDir, "workspaces"), 0, 0); err != nil {
 		return err
 	}
-	a.sessions = api.NewAttachments()
+	if a.outputs, err = api.NewOutputs(filepath.Join(c.StateDir, "outputs"), int64(c.Outputs.MaxBytes), time.Duration(c.Outputs.Keep)); err != nil {
+		return err
+	}
+	a.sessions, a.agents = api.NewAttachments(), api.NewAgents()
 	a.queue, err = queue.Open(ctx, queue.Config{
 		Path: filepath.Join(c.StateDir, "queue", "jobs.db"), Logs: logs, Resolve: a.resolve, Log: a.log.With("component", "queue"),
 		KeepJobs: c.Logs.KeepJobs, KeepFor: time.Duration(c.Logs.Keep),
@@ -218,10 +224,11 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		step, err := newBuildStep(ctx, r, dir, "", a.insecure)
+		step, err := newBuildStep(ctx, r, a.agents, a.outputs)
 		if err != nil {
 			return job, err
 		}
+		step.build.Dir, step.build.Insecure = dir, a.insecure
 		job.Steps = []runner.Step{step}
 	default:
 		return job, fmt.Errorf("a job of the kind %q is not known to this runnerd", r.Kind)
@@ -229,8 +236,10 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 	return job, nil
 }
 
-// insecure tells which registries are spoken to over plain HTTP: our own.
-func (a *assembly) insecure(host string) bool { return host == a.registryHost() || host == a.mirror() }
+// insecure tells which registries are spoken to over plain HTTP: our own, and those that are configured.
+func (a *assembly) insecure(host string) bool {
+	return host == a.registryHost() || host == a.mirror() || slices.Contains(a.config.Builder.Insecure, host)
+}
 
 func (a *assembly) startRunner(context.Context) (err error) {
 	c := a.config
@@ -299,7 +308,8 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	info := versionInfo()
 	info.Engines = engineInfos(a.engines)
 	a.server, err = api.New(api.Config{
-		Backend: a.queue, Builder: builder{frontends: a.config.Builder.Frontends, registry: a.registryHost()}, Workspaces: a.spaces, Attachments: a.sessions, Prepare: prepare(a.config),
+		Backend: a.queue, Builder: builder{read: newPlanner().read, frontends: a.config.Builder.Frontends, registry: a.registryHost()},
+		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
 		Version: info, Log: a.log.With("component", "api"),
 	})
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"syscall"
 	"time"
 
@@ -38,9 +37,8 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) error {
 	s.attached.Add(1)
 	defer s.attached.Done()
 	id := r.PathValue("id")
-	if !strings.EqualFold(r.Header.Get("Upgrade"), Protocol) || !strings.EqualFold(r.Header.Get("Connection"), "upgrade") {
-		w.Header().Set("Upgrade", Protocol)
-		return huma.NewError(http.StatusUpgradeRequired, "attach needs the headers Connection: Upgrade and Upgrade: "+Protocol)
+	if err := upgradable(w, r, Protocol); err != nil {
+		return err
 	}
 	job, err := s.cfg.Backend.Get(r.Context(), id)
 	if err != nil {
@@ -63,23 +61,18 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) error {
 		}
 		defer s.cfg.Attachments.forget(id)
 	}
-	conn, buffered, err := http.NewResponseController(w).Hijack()
+	conn, err := upgrade(w, Protocol)
 	if err != nil {
 		s.cancelFor(id, "its client could not be attached")
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Time{})
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+Protocol+"\r\n\r\n"); err != nil {
-		s.cancelFor(id, "its client went away")
-		return nil
-	}
 	defer context.AfterFunc(r.Context(), func() { _ = conn.Close() })() // the server stops
 
 	written := make(chan struct{})
 	go func() { defer close(written); session.write(conn) }()
 	go func() {
-		err := session.read(buffered)
+		err := session.read(conn)
 		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) { // read ends with an error only
 			s.cfg.Log.Debug("attached client", "id", id, "error", err)
 		}

@@ -41,6 +41,9 @@ type Target struct {
 // ErrInvalid is wrapped by errors that are the client's: it asked for what cannot be.
 var ErrInvalid = errors.New("invalid request")
 
+// ErrBusy is wrapped by errors of a daemon that has no room for a request now.
+var ErrBusy = errors.New("runnerd is busy: try again later")
+
 // FileError is something wrong in a file that the client has sent.
 type FileError struct {
 	File         string

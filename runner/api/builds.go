@@ -44,6 +44,9 @@ func (s *Server) build(ctx context.Context, in *body[Build]) (_ *body[Accepted],
 	if err != nil {
 		return nil, problem(err)
 	}
+	if err := checkAgents(b.SSH); err != nil {
+		return nil, problem(err)
+	}
 	if len(targets) == 0 {
 		return nil, problem(fmt.Errorf("%w: there is nothing to build", ErrInvalid))
 	}
@@ -57,7 +60,13 @@ func (s *Server) build(ctx context.Context, in *body[Build]) (_ *body[Accepted],
 		}
 		requests[i], secrets[r.ID] = r, t.Secrets
 	}
+	for _, r := range requests {
+		s.cfg.Agents.expect(r.ID, b.SSH)
+	}
 	if err := s.cfg.Backend.Submit(ctx, requests, secrets); err != nil {
+		for _, r := range requests {
+			s.cfg.Agents.forget(r.ID)
+		}
 		return nil, problem(err)
 	}
 	accepted := Accepted{Group: b.Workspace}
@@ -101,6 +110,7 @@ func (s *Server) removeAfter(workspace string, ids []string) {
 			if last.State != runner.Finished {
 				return // runnerd stops; Recover goes on
 			}
+			s.cfg.Agents.forget(id)
 		}
 		s.removeWorkspace(workspace)
 		s.release(workspace)
@@ -108,8 +118,9 @@ func (s *Server) removeAfter(workspace string, ids []string) {
 }
 
 // Recover is to be called once before serving: it removes the workspaces of builds that are over, and keeps
-// those of builds that wait in the queue.
+// those of builds that wait in the queue. Of outputs it removes those that nobody will fetch.
 func (s *Server) Recover(ctx context.Context) error {
+	s.recoverOutputs(ctx)
 	workspaces, err := s.cfg.Workspaces.list()
 	if err != nil {
 		return fmt.Errorf("look for old workspaces: %w", err)

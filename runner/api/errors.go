@@ -23,7 +23,7 @@ func problem(err error) huma.StatusError {
 		return status
 	case errors.As(err, &file):
 		return huma.NewError(http.StatusUnprocessableEntity, file.Error(), &huma.ErrorDetail{Message: file.Message, Location: (&FileError{file.File, file.Line, file.Column, ""}).place()})
-	case errors.Is(err, queue.ErrNotFound), errors.Is(err, runner.ErrNoLog), errors.Is(err, ErrNoWorkspace):
+	case errors.Is(err, queue.ErrNotFound), errors.Is(err, runner.ErrNoLog), errors.Is(err, ErrNoWorkspace), errors.Is(err, ErrNoOutput):
 		return huma.NewError(http.StatusNotFound, err.Error())
 	case errors.Is(err, queue.ErrExists), errors.Is(err, queue.ErrFinished), errors.Is(err, errAttached):
 		return huma.NewError(http.StatusConflict, err.Error())
@@ -35,6 +35,8 @@ func problem(err error) huma.StatusError {
 		return huma.NewError(http.StatusRequestEntityTooLarge, err.Error())
 	case errors.Is(err, queue.ErrClosed), errors.Is(err, ErrDraining):
 		return huma.NewError(http.StatusServiceUnavailable, "runnerd is stopping and takes no new jobs: try again later")
+	case errors.Is(err, ErrBusy):
+		return huma.NewError(http.StatusServiceUnavailable, err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
 		return huma.NewError(http.StatusGatewayTimeout, err.Error())
 	}

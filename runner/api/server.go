@@ -42,6 +42,8 @@ type Config struct {
 	Builder     Builder // nil: there are no builds
 	Workspaces  *Workspaces
 	Attachments *Attachments
+	Agents      *Agents
+	Outputs     *Outputs // nil: builds write none
 	// Prepare fills in what a request does not say, and refuses what may not be: its error wraps
 	// sandbox.ErrDenied or ErrInvalid.
 	Prepare func(r *runner.Request) error
@@ -74,6 +76,9 @@ func New(c Config) (*Server, error) {
 	if c.Prepare == nil {
 		c.Prepare = func(*runner.Request) error { return nil }
 	}
+	if c.Agents == nil {
+		c.Agents = NewAgents()
+	}
 	c.Version.API = Version
 	s := &Server{cfg: c, mux: http.NewServeMux()}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -92,7 +97,9 @@ func (s *Server) routes() {
 	s.jobRoutes()
 	s.buildRoutes()
 	s.raw(logOperation, s.log)
+	s.outputRoutes()
 	s.raw(attachOperation, s.attach)
+	s.raw(agentOperation, s.agent)
 	s.raw(workspaceOperation, s.upload)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, huma.NewError(http.StatusNotFound, "there is no "+r.URL.Path+" here: see /openapi.json"))
@@ -145,7 +152,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func isStream(r *http.Request) bool {
-	return strings.HasSuffix(r.URL.Path, "/attach") || r.URL.Path == "/v1/workspaces"
+	return strings.HasSuffix(r.URL.Path, "/attach") || strings.Contains(r.URL.Path, "/agents/") || r.URL.Path == "/v1/workspaces"
 }
 
 // noDeadlines makes the request a stream, which may take as long as it will.

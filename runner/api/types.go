@@ -45,26 +45,34 @@ type Script struct {
 
 // Build asks for the targets of a bake file or of a Dockerfile to be built, each as a job.
 type Build struct {
-	Workspace   string            `json:"workspace" doc:"The context, as /v1/workspaces has named it. A build uses it up."`
-	Project     string            `json:"project,omitempty" maxLength:"200" doc:"Whose caches the build may share."`
-	Files       []string          `json:"files,omitempty" maxItems:"100" doc:"Bake files or one Dockerfile, relative to the workspace. Empty: as docker buildx bake looks for them, then Dockerfile."`
-	Targets     []string          `json:"targets,omitempty" maxItems:"1000" doc:"Targets or groups of a bake file; of a Dockerfile one stage."`
-	Set         []string          `json:"set,omitempty" maxItems:"1000" doc:"Overrides as docker buildx bake --set has them: target.key=value."`
-	Vars        map[string]string `json:"vars,omitempty" doc:"Values of the bake file's variables."`
-	Tags        []string          `json:"tags,omitempty" maxItems:"100"`
-	BuildArgs   map[string]string `json:"build_args,omitempty"`
-	Labels      map[string]string `json:"labels,omitempty"`
-	Annotations []string          `json:"annotations,omitempty" maxItems:"1000"`
-	Platforms   []string          `json:"platforms,omitempty" maxItems:"100"`
-	Outputs     []string          `json:"outputs,omitempty" maxItems:"100" doc:"As docker buildx build --output has them."`
-	CacheFrom   []string          `json:"cache_from,omitempty" maxItems:"100"`
-	CacheTo     []string          `json:"cache_to,omitempty" maxItems:"100"`
-	Secrets     map[string][]byte `json:"secrets,omitempty" doc:"By id. Kept in memory only, and hidden in logs."`
-	Push        bool              `json:"push,omitempty"`
-	NoCache     bool              `json:"no_cache,omitempty"`
-	Pull        bool              `json:"pull,omitempty"`
-	Timeout     runner.Duration   `json:"timeout,omitempty" doc:"Of each target."`
-	Limits      sandbox.Limits    `json:"limits,omitzero"`
+	Workspace   string                 `json:"workspace" doc:"The context, as /v1/workspaces has named it. A build uses it up."`
+	Project     string                 `json:"project,omitempty" maxLength:"200" doc:"Whose caches the build may share."`
+	Files       []string               `json:"files,omitempty" maxItems:"100" doc:"Bake files or one Dockerfile, relative to the workspace. Empty: as docker buildx bake looks for them, then Dockerfile."`
+	Targets     []string               `json:"targets,omitempty" maxItems:"1000" doc:"Targets or groups of a bake file; of a Dockerfile one stage."`
+	Set         []string               `json:"set,omitempty" maxItems:"1000" doc:"Overrides as docker buildx bake --set has them: target.key=value."`
+	Vars        map[string]string      `json:"vars,omitempty" doc:"Values of the bake file's variables."`
+	Tags        []string               `json:"tags,omitempty" maxItems:"100"`
+	BuildArgs   map[string]string      `json:"build_args,omitempty"`
+	Labels      map[string]string      `json:"labels,omitempty"`
+	Annotations []string               `json:"annotations,omitempty" maxItems:"1000"`
+	Platforms   []string               `json:"platforms,omitempty" maxItems:"100"`
+	Outputs     []string               `json:"outputs,omitempty" maxItems:"100" doc:"As docker buildx build --output has them."`
+	CacheFrom   []string               `json:"cache_from,omitempty" maxItems:"100"`
+	CacheTo     []string               `json:"cache_to,omitempty" maxItems:"100"`
+	Secrets     map[string][]byte      `json:"secrets,omitempty" doc:"By id. Kept in memory only, and hidden in logs."`
+	Registries  map[string]Credentials `json:"registries,omitempty" doc:"By host, docker.io for Docker Hub; what the build does not name is ignored. Kept in memory only, and hidden in logs."`
+	SSH         []string               `json:"ssh,omitempty" maxItems:"100" doc:"The ids of the ssh agents that the client serves at /v1/jobs/{id}/agents/{agent}."`
+	Push        bool                   `json:"push,omitempty"`
+	NoCache     bool                   `json:"no_cache,omitempty"`
+	Pull        bool                   `json:"pull,omitempty"`
+	Timeout     runner.Duration        `json:"timeout,omitempty" doc:"Of each target."`
+	Limits      sandbox.Limits         `json:"limits,omitzero"`
+}
+
+// Credentials are what a registry asks for.
+type Credentials struct {
+	Username string `json:"username,omitempty" doc:"Empty: the password is an identity token."`
+	Password string `json:"password"`
 }
 
 // Accepted are the jobs of a build.

@@ -75,6 +75,7 @@ func findHierarchies() (hierarchies, error) {
 type cgroup struct {
 	h    hierarchies
 	path string // such as "/runnerd/job-1", the same in every hierarchy
+	ooms *oomEvents
 }
 
 // all are the subtree's directories, one a hierarchy, without doubles (cpu,cpuacct may be one mount).
@@ -96,9 +97,14 @@ func (c cgroup) dir(controller string) string {
 }
 
 // create makes the subtree and sets its limits.
-func (c cgroup) create(l sandbox.Limits) error {
+func (c *cgroup) create(l sandbox.Limits) (err error) {
 	if err := c.mkdirs(); err != nil {
 		return err
+	}
+	if !c.h.unified {
+		if c.ooms, err = c.watchOOM(); err != nil {
+			return err
+		}
 	}
 	return c.limit(l)
 }
@@ -246,6 +252,7 @@ func (c cgroup) usage() sandbox.Usage {
 		}
 		return nil
 	})
+	u.OOMKills = max(u.OOMKills, c.ooms.count()) // the victim's cgroup may be gone
 	return u
 }
 

@@ -125,7 +125,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 // createRoot makes the cgroup that holds the sandboxes'. All of them together weigh as much as the machine has
 // processors: the kernel weighs a cgroup like one process beside it, however many it holds.
 func (d *Driver) createRoot() error {
-	root := cgroup{d.cgroups, "/" + d.cfg.Name}
+	root := cgroup{h: d.cgroups, path: "/" + d.cfg.Name}
 	if err := root.mkdirs(); err != nil {
 		return err
 	}
@@ -192,7 +192,7 @@ func (d *Driver) removeRoots(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
 	return errors.Join(
-		cgroup{d.cgroups, "/" + d.cfg.Name}.remove(ctx),
+		cgroup{h: d.cgroups, path: "/" + d.cfg.Name}.remove(ctx),
 		removeEmpty(d.sandboxesDir()),
 		removeEmpty(filepath.Join(d.cfg.RunDir, "tmp")),
 	)

@@ -175,7 +175,7 @@ func (m *member) Listen(ctx context.Context, network, address string) (*os.File,
 
 // Close ends the member and removes its container.
 func (m *member) Close(ctx context.Context) error {
-	err := cgroup{m.sb.cgroup.h, m.cgroupPath()}.kill(ctx)
+	err := cgroup{h: m.sb.cgroup.h, path: m.cgroupPath()}.kill(ctx)
 	if err := errors.Join(err, m.remove(ctx)); err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 		return nil, err
 	}
 	spec.Limits = d.withDefaults(spec.Limits)
-	sb := &Sandbox{d: d, spec: spec, cgroup: cgroup{d.cgroups, "/" + d.cfg.Name + "/" + spec.ID}}
+	sb := &Sandbox{d: d, spec: spec, cgroup: cgroup{h: d.cgroups, path: "/" + d.cfg.Name + "/" + spec.ID}}
 	d.mu.Lock()
 	_, exists := d.live[spec.ID]
 	if !exists {
@@ -280,6 +280,7 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	if sb.disk != nil {
 		errs = append(errs, sb.disk.close())
 	}
+	sb.cgroup.ooms.close()
 	errs = append(errs, sb.cgroup.remove(ctx))
 	if sb.slot != nil {
 		errs = append(errs, sb.slot.close())

@@ -23,7 +23,7 @@ const sweepParallel = 16
 // below one cgroup, one directory and one containerd namespace, so finding them needs no list.
 func (d *Driver) sweep(ctx context.Context) error {
 	ctx = d.context(ctx)
-	root := cgroup{d.cgroups, "/" + d.cfg.Name}
+	root := cgroup{h: d.cgroups, path: "/" + d.cfg.Name}
 	if err := root.kill(ctx); err != nil {
 		return err
 	}

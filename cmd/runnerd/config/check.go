@@ -59,6 +59,8 @@ func (c *Config) check() []complaint {
 	k.that(c.Logs.MaxBytes >= minLog, "logs.max_bytes", "%s is too little: at least %s", c.Logs.MaxBytes, Size(minLog))
 	k.that(c.Logs.Keep > 0, "logs.keep", "must be more than 0")
 	k.that(c.Logs.KeepJobs > 0, "logs.keep_jobs", "must be more than 0")
+	k.that(c.Outputs.MaxBytes > 0, "outputs.max_bytes", "must be more than 0")
+	k.that(c.Outputs.Keep > 0, "outputs.keep", "must be more than 0")
 	k.policy(c.Policy)
 	k.pool(c)
 	k.that(c.Builder.Disk >= 1<<30, "builder.disk", "%s is too little for a build cache: at least 1GiB", c.Builder.Disk)
@@ -67,6 +69,11 @@ func (c *Config) check() []complaint {
 	k.image("builder.image", c.Builder.Image, false)
 	for i, f := range c.Builder.Frontends {
 		k.image(fmt.Sprintf("builder.frontends[%d]", i), f, true)
+	}
+	for i, r := range c.Builder.Insecure {
+		if host, port, err := net.SplitHostPort(r); err != nil || host == "" || port == "" || strings.ContainsAny(r, "/\"\n") {
+			k.bad(fmt.Sprintf("builder.insecure_registries[%d]", i), "%q is not host:port", r)
+		}
 	}
 	k.image("sandbox_image", c.SandboxImage, true)
 	k.image("job_image", c.JobImage, true)

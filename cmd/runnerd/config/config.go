@@ -36,6 +36,7 @@ type Config struct {
 	Timeout  Timeout  `yaml:"timeout" doc:"How long a job may run, counted from when it fits."`
 	Drain    Duration `yaml:"drain" doc:"How long running jobs may go on after runnerd was told to stop, before they are cancelled."`
 	Logs     Logs     `yaml:"logs" doc:"The logs of jobs."`
+	Outputs  Outputs  `yaml:"outputs" doc:"The files that builds write, until their clients have fetched them."`
 	Policy   Policy   `yaml:"policy" doc:"Which nestings of sandboxes may run. What is not listed is refused."`
 	Pool     []Pool   `yaml:"pool" doc:"Sandboxes that are started ahead, so that a job of the same kind and image begins at once, such as: {sandbox: container, image: debian:bookworm-slim, size: 4}."`
 
@@ -116,6 +117,12 @@ type Logs struct {
 	KeepJobs int      `yaml:"keep_jobs" doc:"How many finished jobs are kept."`
 }
 
+// Outputs are the files that builds write.
+type Outputs struct {
+	MaxBytes Size     `yaml:"max_bytes" doc:"The size of all of them together. A build that would exceed it fails."`
+	Keep     Duration `yaml:"keep" doc:"How long they are kept for a client that does not fetch them."`
+}
+
 // Policy says which nestings may run.
 type Policy struct {
 	MaxDepth int                       `yaml:"max_depth" doc:"The largest number of layers."`
@@ -152,6 +159,7 @@ type Builder struct {
 	Disk      Size     `yaml:"disk" doc:"Size of its cache disk."`
 	Idle      Duration `yaml:"idle" doc:"After how long without a build a worker is stopped. Its cache stays."`
 	Frontends []string `yaml:"frontends" doc:"Images that '# syntax=' lines may name, such as docker/dockerfile. Others are refused."`
+	Insecure  []string `yaml:"insecure_registries" doc:"Registries that are spoken to over plain HTTP, host:port."`
 }
 
 // Registry is runnerd's own.
@@ -182,6 +190,7 @@ func Default() *Config {
 		Timeout: Timeout{Default: Duration(time.Hour), Max: Duration(24 * time.Hour)},
 		Drain:   Duration(time.Minute),
 		Logs:    Logs{MaxBytes: 16 << 20, Keep: Duration(7 * 24 * time.Hour), KeepJobs: 1000},
+		Outputs: Outputs{MaxBytes: 20 << 30, Keep: Duration(time.Hour)},
 		Policy: Policy{MaxDepth: 2, May: map[string][]sandbox.Kind{
 			Machine:                   {sandbox.Container},
 			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},

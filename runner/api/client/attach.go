@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"syscall"
 
@@ -30,7 +31,7 @@ type Terminal struct {
 // Attach is the terminal of a job until it is finished, and returns how it ended. When ctx ends, the job is
 // cancelled. Attach does not wait for a Read of Stdin to return.
 func (c *Client) Attach(ctx context.Context, id string, t Terminal) (api.Job, error) {
-	conn, r, err := c.upgrade(ctx, id)
+	conn, r, err := c.upgrade(ctx, jobPath(id, "attach"), api.Protocol)
 	if err != nil {
 		return api.Job{}, err
 	}
@@ -53,7 +54,30 @@ func (c *Client) Attach(ctx context.Context, id string, t Terminal) (api.Job, er
 	return job, err
 }
 
-func (c *Client) upgrade(ctx context.Context, id string) (net.Conn, io.Reader, error) {
+// ServeAgent calls serve with each connection that a job's build opens to the ssh agent of that id, at once,
+// until the job is finished, which is no error, or ctx ends. serve closes the connection.
+func (c *Client) ServeAgent(ctx context.Context, id, agent string, serve func(io.ReadWriteCloser)) error {
+	for {
+		conn, r, err := c.upgrade(ctx, jobPath(id, "agents", url.PathEscape(agent)), api.AgentProtocol)
+		if problem := (*Problem)(nil); errors.As(err, &problem) && problem.Status == http.StatusConflict {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		go serve(agentConn{conn, r})
+	}
+}
+
+// agentConn is a connection of which some may have been read already.
+type agentConn struct {
+	net.Conn
+	r io.Reader
+}
+
+func (c agentConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+// upgrade asks for a protocol and waits for the answer.
+func (c *Client) upgrade(ctx context.Context, path, protocol string) (net.Conn, io.Reader, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.socket)
 	if err != nil {
 		return nil, nil, c.unreachable(ctx, err)
@@ -64,12 +88,12 @@ func (c *Client) upgrade(ctx context.Context, id string) (net.Conn, io.Reader, e
 		_ = conn.Close()
 		return nil, nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://runnerd"+jobPath(id, "attach"), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://runnerd"+path, nil)
 	if err != nil {
 		return fail(err)
 	}
 	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", api.Protocol)
+	req.Header.Set("Upgrade", protocol)
 	if err := req.Write(conn); err != nil {
 		return fail(c.unreachable(ctx, err))
 	}

@@ -203,6 +203,29 @@ func (c *Client) Upload(ctx context.Context, r io.Reader) (w api.Workspace, err 
 	return w, json.NewDecoder(res.Body).Decode(&w)
 }
 
+// Outputs lists what a finished build has written.
+func (c *Client) Outputs(ctx context.Context, id string) ([]api.Output, error) {
+	return call[[]api.Output](ctx, c, http.MethodGet, jobPath(id, "outputs"), nil, nil)
+}
+
+// Output fetches one output of a build.
+func (c *Client) Output(ctx context.Context, id, name string) (io.ReadCloser, error) {
+	res, err := c.request(ctx, http.MethodGet, jobPath(id, "outputs", name), nil, nil, "")
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
+}
+
+// RemoveOutputs removes a finished build's outputs.
+func (c *Client) RemoveOutputs(ctx context.Context, id string) error {
+	res, err := c.request(ctx, http.MethodDelete, jobPath(id, "outputs"), nil, nil, "")
+	if err != nil {
+		return err
+	}
+	return res.Body.Close()
+}
+
 // Log gives fn the frames of a job's log; a frame's data is valid until fn returns.
 func (c *Client) Log(ctx context.Context, id string, follow bool, fn func(api.Frame) error) error {
 	q := url.Values{}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+
+	bkclient "github.com/moby/buildkit/client"
+
+	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/runner"
+	"github.com/runnerd/runnerd/runner/api"
+	"github.com/runnerd/runnerd/runner/queue"
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// buildStep builds one target with the project's worker, which is the job's sandbox.
+type buildStep struct {
+	id      string
+	build   buildkit.Build
+	ssh     []string
+	agents  *api.Agents
+	outputs *api.Outputs
+	detail  json.RawMessage
+}
+
+// newBuildStep reads a request of KindBuild when its turn has come.
+func newBuildStep(ctx context.Context, r runner.Request, agents *api.Agents, outputs *api.Outputs) (*buildStep, error) {
+	var p buildPayload
+	if err := json.Unmarshal(r.Payload, &p); err != nil {
+		return nil, fmt.Errorf("read the build: %w", err)
+	}
+	auth, secrets, err := p.secrets(queue.SubmittedSecrets(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return &buildStep{
+		id: r.ID, ssh: p.SSH, agents: agents, outputs: outputs,
+		build: buildkit.Build{Plan: p.Plan, Target: p.Target, Secrets: secrets, Auth: auth, Push: p.Push},
+	}, nil
+}
+
+func (s *buildStep) Name() string { return "build " + s.build.Target }
+
+// Detail is the buildkit.Result.
+func (s *buildStep) Detail() json.RawMessage { return s.detail }
+
+func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output) (sandbox.Exit, error) {
+	lease, ok := on.(*buildkit.Lease)
+	if !ok {
+		return sandbox.Exit{}, fmt.Errorf("a build needs a builder, not %T", on)
+	}
+	running, end := context.WithCancel(ctx)
+	defer end()
+	s.build.SSH = map[string]buildkit.Dial{}
+	for _, id := range s.ssh {
+		s.build.SSH[id] = func(asking context.Context) (net.Conn, error) {
+			asking, cancel := context.WithCancel(asking)
+			context.AfterFunc(running, cancel)
+			return s.agents.Dial(asking, s.id, id)
+		}
+	}
+	s.build.Create = func(name string) (io.WriteCloser, error) { return s.outputs.Create(s.id, name) }
+	kills := oomKills(ctx, lease)
+	progress := out.Stream(runner.Progress)
+	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
+		if text, err := json.Marshal(status); err == nil {
+			_, _ = progress.Write(text)
+		}
+	})
+	s.detail, _ = json.Marshal(result)
+	if err != nil {
+		err = errors.Join(err, s.outputs.Remove(s.id))
+	}
+	if failed := result.Failed; failed != nil {
+		_, _ = fmt.Fprintf(out.Stream(runner.Stderr), "%s: %v\n", failed.Step, failed.Err)
+		oom := failed.OOM || failed.Code == killed && oomKills(ctx, lease) > kills
+		return sandbox.Exit{Code: max(failed.Code, 1), OOM: oom}, nil
+	}
+	return sandbox.Exit{}, err
+}
+
+// killed is the exit code of what SIGKILL has ended.
+const killed = 128 + int(syscall.SIGKILL)
+
+// oomKills counts the processes of a worker that were killed for want of memory.
+func oomKills(ctx context.Context, lease *buildkit.Lease) int64 {
+	u, err := lease.Sandbox.Usage(ctx)
+	if err != nil {
+		return 0
+	}
+	return u.OOMKills
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/runner/api"
+	"github.com/runnerd/runnerd/sandbox"
+)
+
+// What reading one plan may use. Build files are programs, and strangers write them.
+const (
+	planCPU     = 5 // seconds
+	planTime    = 20 * time.Second
+	planTurn    = 30 * time.Second // that one waits for others; with planTime less than an answer may take
+	planMemory  = 512 << 20        // bytes
+	planOutput  = 16 << 20         // bytes
+	plansAtOnce = 2
+)
+
+const planCommand = "read-plan"
+
+// planOutcome is what the process that reads a plan answers, as JSON.
+type planOutcome struct {
+	Plan  buildkit.Plan `json:"plan"`
+	Error string        `json:"error,omitempty"`
+}
+
+// planCommand reads a plan, in a process of its own: a buildkit.Input on its standard input, a planOutcome on
+// its standard output.
+func (a *app) planCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: planCommand, Hidden: true, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for resource, most := range map[int]uint64{unix.RLIMIT_CPU: planCPU, unix.RLIMIT_DATA: planMemory, unix.RLIMIT_FSIZE: 0, unix.RLIMIT_CORE: 0} {
+				if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: most, Max: most}); err != nil {
+					return fmt.Errorf("limit what reading a plan uses: %w", err)
+				}
+			}
+			var in buildkit.Input
+			if err := json.NewDecoder(a.stdin).Decode(&in); err != nil {
+				return err
+			}
+			var out planOutcome
+			var err error
+			if out.Plan, err = buildkit.Read(cmd.Context(), in); err != nil {
+				out.Error = err.Error()
+			}
+			return json.NewEncoder(a.stdout).Encode(out)
+		},
+	}
+}
+
+// planner reads plans in processes of their own, so that no build file can use up the daemon.
+type planner struct{ turn chan struct{} }
+
+func newPlanner() planner { return planner{make(chan struct{}, plansAtOnce)} }
+
+const planAdvice = "a build may have at most %d targets in small files: name fewer targets, or split the bake file"
+
+// read is buildkit.Read. An error that is the user's is an *api.FileError or wraps api.ErrInvalid.
+func (p planner) read(ctx context.Context, in buildkit.Input) (buildkit.Plan, error) {
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-time.After(planTurn):
+		return buildkit.Plan{}, fmt.Errorf("%w: it reads the files of other builds", api.ErrBusy)
+	case <-ctx.Done():
+		return buildkit.Plan{}, context.Cause(ctx)
+	}
+	advice := fmt.Sprintf(planAdvice, buildkit.MaxTargets)
+	tooLong := invalid("reading the build files takes longer than %s: %s", planTime, advice)
+	ctx, cancel := context.WithTimeoutCause(ctx, planTime, tooLong)
+	defer cancel()
+	input, err := json.Marshal(in)
+	if err != nil {
+		return buildkit.Plan{}, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return buildkit.Plan{}, err
+	}
+	stdout, stderr := &limited{left: planOutput}, sandbox.NewTail(16<<10)
+	cmd := exec.CommandContext(ctx, self, planCommand)
+	// Nothing of ours is seen: bake looks into the environment, and compose into the working directory.
+	cmd.Dir, cmd.Env = "/", []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), stdout, stderr
+	cmd.WaitDelay = time.Second
+	err = cmd.Run()
+	var out planOutcome
+	switch state := cmd.ProcessState; {
+	case ctx.Err() != nil:
+		return out.Plan, context.Cause(ctx)
+	case stdout.left < 0:
+		return out.Plan, invalid("the build's plan is larger than %d bytes: %s", planOutput, advice)
+	case state != nil && state.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL, strings.Contains(stderr.String(), "SIGXCPU"):
+		return out.Plan, invalid("reading the build files takes more than %d s of processor time: %s", planCPU, advice)
+	case err != nil && strings.Contains(stderr.String(), "out of memory"), err != nil && strings.Contains(stderr.String(), "cannot allocate memory"):
+		return out.Plan, invalid("reading the build files takes more than %d MiB of memory: %s", planMemory>>20, advice)
+	case err != nil:
+		first, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
+		return out.Plan, fmt.Errorf("reading the build files failed: %w: %s", err, first)
+	}
+	if err := json.Unmarshal(stdout.text, &out); err != nil {
+		return out.Plan, fmt.Errorf("read the build's plan: %w", err)
+	}
+	if out.Error != "" {
+		return out.Plan, fileError(in.Dir, out.Error)
+	}
+	return out.Plan, nil
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", api.ErrInvalid, fmt.Errorf(format, args...))
+}
+
+// limited is a buffer that takes so many bytes and fails at more.
+type limited struct {
+	text []byte
+	left int
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.left -= len(p); l.left < 0 {
+		return 0, io.ErrShortBuffer
+	}
+	l.text = append(l.text, p...)
+	return len(p), nil
+}
