@@ -1,9 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -63,10 +63,101 @@ func (a *app) planCommand() *cobra.Command {
 	}
 }
 
-// planner reads plans in processes of their own, so that no build file can use up the daemon.
-type planner struct{ turn chan struct{} }
+// planner reads plans in processes of their own, so that no build file can use up the daemon. Each process
+// reads one plan.
+type planner struct {
+	turn  chan struct{}
+	spare chan *planProcess // the one that waits for the next plan; nil for none
+	done  context.Context   // when it ends, so do the processes
+}
 
-func newPlanner() planner { return planner{make(chan struct{}, plansAtOnce)} }
+// newPlanner returns a planner for one plan.
+func newPlanner() planner {
+	return planner{turn: make(chan struct{}, plansAtOnce), done: context.Background()}
+}
+
+// newWarmPlanner returns a planner that starts a process ahead, since the start takes longer than most plans.
+// Its processes end with ctx.
+func newWarmPlanner(ctx context.Context) planner {
+	p := planner{turn: make(chan struct{}, plansAtOnce), spare: make(chan *planProcess, 1), done: ctx}
+	context.AfterFunc(ctx, p.drop)
+	return p
+}
+
+// planProcess is a process that waits for what it is to read.
+type planProcess struct {
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	stdout *limited
+	stderr *sandbox.Tail
+}
+
+func (p planner) start() (_ *planProcess, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	c := &planProcess{stdout: &limited{left: planOutput}, stderr: sandbox.NewTail(16 << 10), cmd: exec.CommandContext(p.done, self, planCommand)}
+	// Nothing of ours is seen: bake looks into the environment, and compose into the working directory.
+	c.cmd.Dir, c.cmd.Env = "/", []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
+	c.cmd.Stdout, c.cmd.Stderr = c.stdout, c.stderr
+	c.cmd.WaitDelay = time.Second
+	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	return c, c.cmd.Start()
+}
+
+// next returns the process that was started ahead, or a new one.
+func (p planner) next() (*planProcess, error) {
+	select {
+	case c := <-p.spare:
+		return c, nil
+	default:
+		return p.start()
+	}
+}
+
+// startAhead sees to it that the next plan finds a process.
+func (p planner) startAhead() {
+	if p.spare == nil || len(p.spare) > 0 {
+		return
+	}
+	c, err := p.start()
+	if err != nil {
+		return // the next plan says so
+	}
+	select {
+	case p.spare <- c:
+		if p.done.Err() != nil {
+			p.drop()
+		}
+	default:
+		c.discard()
+	}
+}
+
+// drop ends the process that was started ahead.
+func (p planner) drop() {
+	select {
+	case c := <-p.spare:
+		c.discard()
+	default:
+	}
+}
+
+// discard ends a process that has nothing to read.
+func (c *planProcess) discard() {
+	_ = c.stdin.Close()
+	_ = c.cmd.Wait()
+}
+
+// run gives the process its input and waits for its end, at the latest that of ctx.
+func (c *planProcess) run(ctx context.Context, input []byte) error {
+	defer context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() })()
+	_, writeErr := c.stdin.Write(input)
+	return errors.Join(c.stdin.Close(), c.cmd.Wait(), writeErr)
+}
 
 const planAdvice = "a build may have at most %d targets in small files: name fewer targets, or split the bake file"
 
@@ -88,19 +179,15 @@ func (p planner) read(ctx context.Context, in buildkit.Input) (buildkit.Plan, er
 	if err != nil {
 		return buildkit.Plan{}, err
 	}
-	self, err := os.Executable()
+	c, err := p.next()
 	if err != nil {
-		return buildkit.Plan{}, err
+		return buildkit.Plan{}, fmt.Errorf("start a process that reads the build files: %w", err)
 	}
-	stdout, stderr := &limited{left: planOutput}, sandbox.NewTail(16<<10)
-	cmd := exec.CommandContext(ctx, self, planCommand)
-	// Nothing of ours is seen: bake looks into the environment, and compose into the working directory.
-	cmd.Dir, cmd.Env = "/", []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), stdout, stderr
-	cmd.WaitDelay = time.Second
-	err = cmd.Run()
+	err = c.run(ctx, input)
+	go p.startAhead()
+	stdout, stderr := c.stdout, c.stderr
 	var out planOutcome
-	switch state := cmd.ProcessState; {
+	switch state := c.cmd.ProcessState; {
 	case ctx.Err() != nil:
 		return out.Plan, context.Cause(ctx)
 	case stdout.left < 0:

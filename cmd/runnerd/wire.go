@@ -307,8 +307,10 @@ func instanceName(c *config.Config) string {
 func (a *assembly) startAPI(ctx context.Context) (err error) {
 	info := versionInfo()
 	info.Engines = engineInfos(a.engines)
+	plans, stop := context.WithCancel(context.WithoutCancel(ctx))
+	a.later(func(context.Context) error { stop(); return nil })
 	a.server, err = api.New(api.Config{
-		Backend: a.queue, Builder: builder{read: newPlanner().read, frontends: a.config.Builder.Frontends, registry: a.registryHost()},
+		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost()},
 		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
 		Version: info, Log: a.log.With("component", "api"),
 	})
