@@ -75,7 +75,7 @@ type Driver struct {
 func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	d := &Driver{
 		cfg:   cfg,
-		disks: &disks{dir: filepath.Join(cfg.StateDir, "disks")},
+		disks: &disks{dir: filepath.Join(cfg.StateDir, "disks"), log: cfg.Log},
 		uids:  newUIDRanges(cfg.FirstUID, cfg.UIDRanges),
 		live:  map[string]*Sandbox{},
 	}
