@@ -78,10 +78,11 @@ delete table ip %[1]s
 }
 
 // modules are those that sandboxes need and cannot load. The machine's own modprobe loads some of them when
-// runnerd itself needs them, if it is where the kernel looks for it.
+// runnerd itself needs them, if it is where the kernel looks for it. dockerd takes the warning that iptables
+// gives without xt_tcpudp for a failure, and goes without its name server.
 var modules = []string{
 	"overlay", "veth", "bridge", "br_netfilter", "nf_tables", "nf_nat", "nft_chain_nat", "nft_compat", "nft_ct", "nft_masq",
-	"xt_addrtype", "xt_conntrack", "xt_MASQUERADE",
+	"xt_addrtype", "xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_tcpudp",
 }
 
 func checkModules(context.Context, *config.Config) finding {
