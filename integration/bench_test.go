@@ -204,8 +204,13 @@ func newRuncBundle(t *testing.T) *runcBundle {
 		Process: &specs.Process{Args: []string{"/bin/true"}, Cwd: "/", Env: []string{"PATH=/bin"}},
 		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/dev", Type: "tmpfs", Source: "tmpfs"}},
 		Linux: &specs.Linux{UIDMappings: mapping, GIDMappings: mapping, Namespaces: []specs.LinuxNamespace{
-			{Type: specs.UserNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
-			{Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
+			{Type: specs.UserNamespace},
+			{Type: specs.NetworkNamespace},
+			{Type: specs.PIDNamespace},
+			{Type: specs.IPCNamespace},
+			{Type: specs.UTSNamespace},
+			{Type: specs.MountNamespace},
+			{Type: specs.CgroupNamespace},
 		}},
 	}
 	text, err := json.Marshal(spec)
