@@ -8,10 +8,13 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 PACKAGES := gcc libc6-dev pkg-config libseccomp-dev debootstrap e2fsprogs nftables iptables iproute2 ca-certificates jq git
 
+# What the emulated machine of "make guest" needs beside these.
+GUEST_PACKAGES := qemu-system-x86 busybox-static cpio
+
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 
-.PHONY: help packages engines images build demo test unit integration lint bench clean
+.PHONY: help packages engines images build demo test unit integration guest lint bench clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,13 +46,21 @@ unit: ## the tests that need no root and no engines
 integration: images build ## the tests on real engines, as root
 	@go test -tags integration -p 1 -count 1 -timeout 30m ./integration ./buildkit
 
-test: images build ## all tests
+guest test: PACKAGES += $(GUEST_PACKAGES)
+
+guest: images build ## the tests that matter on cgroup version 2, in an emulated machine that has it
+	@integration/guest/build.sh "$(CURDIR)/bin/guest"
+	@go test -tags integration -count 1 -timeout 20m -v ./integration/guest | grep -vE '^ *=== '
+
+test: images build ## all tests; on cgroup version 2, the main ones of "make guest"
 	@go test ./...
 	@go test -tags integration -p 1 -count 1 -timeout 30m -v ./integration ./buildkit | grep -vE '^=== ' 
+	@integration/guest/build.sh "$(CURDIR)/bin/guest"
+	@go test -tags integration -count 1 -timeout 20m -short -v ./integration/guest | grep -vE '^ *=== '
 
 lint: ## gofumpt, vet, staticcheck
 	@out=$$(go run $(GOFUMPT) -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted by gofumpt:"; echo "$$out"; exit 1; fi
-	@go vet ./... && go vet -tags integration ./integration
+	@go vet ./... && go vet -tags integration ./integration/...
 	@go run $(STATICCHECK) ./...
 
 bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|memory|density|mask)

@@ -117,8 +117,8 @@ func benchBuilds(t *testing.T) {
 		"Dockerfile": "FROM debian:bookworm-slim\nCOPY a /a\nRUN echo one >/one\nCOPY b /b\nRUN echo two >/two\nCOPY c /c\n",
 		"a":          "a", "b": "b", "c": "c",
 	})
-	ours := func() time.Duration { return run(t, d.command("build", "--progress", "quiet", cached)) }
-	peer := func() time.Duration { return run(t, b.buildctl(cached)) }
+	ours := func() time.Duration { return timed(t, d.command("build", "--progress", "quiet", cached)) }
+	peer := func() time.Duration { return timed(t, b.buildctl(cached)) }
 	ours()
 	peer()
 	compare(t, "build, all cached: runnerd build / buildctl build", pairs, ours, peer, 0.5)
@@ -216,12 +216,12 @@ func benchFarm(t *testing.T, d *daemon, b *bareBuildkitd, registry string) {
 		cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + b.dir, "BUILDX_CONFIG=" + b.dir + "/buildx", "REGISTRY=" + registry, "VERSION=bench"}
 		return cmd
 	}
-	run(t, buildx("create", "--name", "bench", "--driver", "remote", b.address()))
+	timed(t, buildx("create", "--name", "bench", "--driver", "remote", b.address()))
 	ours := func() time.Duration {
-		return run(t, d.command(append([]string{"build", "--push", "--progress", "quiet", "--var", "VERSION=bench", farm}, farmTargets...)...))
+		return timed(t, d.command(append([]string{"build", "--push", "--progress", "quiet", "--var", "VERSION=bench", farm}, farmTargets...)...))
 	}
 	peer := func() time.Duration {
-		return run(t, buildx(append([]string{"bake", "--builder", "bench", "--push", "--progress", "quiet", "--provenance=false", "--sbom=false"}, farmTargets...)...))
+		return timed(t, buildx(append([]string{"bake", "--builder", "bench", "--push", "--progress", "quiet", "--provenance=false", "--sbom=false"}, farmTargets...)...))
 	}
 	ours()
 	peer()

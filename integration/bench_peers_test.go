@@ -322,8 +322,8 @@ func removeBenchCgroup(t *testing.T) {
 	}
 }
 
-// run runs a command to its end and returns how long that took.
-func run(t *testing.T, cmd *exec.Cmd) time.Duration {
+// timed runs a command to its end and returns how long that took.
+func timed(t *testing.T, cmd *exec.Cmd) time.Duration {
 	t.Helper()
 	began := time.Now()
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -19,6 +19,9 @@ import (
 )
 
 func newWorkers(t *testing.T) *buildkit.Workers {
+	if err := host.container.Pull(t.Context(), engine); err != nil { // which may take longer than a start may
+		t.Fatal(err)
+	}
 	ws := buildkit.NewWorkers(buildkit.WorkersConfig{
 		Open: func(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 			return host.container.StartEngine(ctx, spec)

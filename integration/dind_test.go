@@ -47,7 +47,11 @@ func TestDinDWorks(t *testing.T) {
 		t.Error("the engine started before anybody spoke to it")
 	}
 	opened := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	timeout := time.Minute
+	if testing.Short() {
+		timeout *= 10
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	if err := docker.EngineReady(ctx); err != nil {
 		t.Fatal(err)

@@ -1,11 +1,17 @@
 package sandbox
 
 // engineScript moves an engine out of its cgroup's root on v2, where a cgroup that has processes may not
-// hand controllers to its children (cgroup-v2, "No Internal Process Constraint"). On v1 it does nothing.
+// hand controllers to its children (cgroup-v2, "No Internal Process Constraint"). A process may have been started
+// in the root meanwhile, so it tries again; an engine that could not limit its containers is not started. On v1
+// it does nothing.
 const engineScript = `if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-	mkdir -p /sys/fs/cgroup/init
-	while read -r pid; do echo "$pid" >/sys/fs/cgroup/init/cgroup.procs; done </sys/fs/cgroup/cgroup.procs
-	echo "+cpu +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
+	cd /sys/fs/cgroup && mkdir -p init
+	for try in 1 2 3 4 5 6; do
+		if [ $try = 6 ]; then echo "the engine's cgroup cannot hand on its controllers" >&2; exit 1; fi
+		while read -r pid; do echo "$pid" >init/cgroup.procs; done <cgroup.procs 2>/dev/null
+		if echo "+cpu +memory +pids" >cgroup.subtree_control; then break; fi
+	done
+	cd "$OLDPWD"
 fi
 exec "$0" "$@"`
 

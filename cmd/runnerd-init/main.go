@@ -28,6 +28,7 @@ func main() {
 	// Nothing that this process was given by accident is its children's.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	handleSignals()
+	reserveThreads()
 	if err := newServer().serve(); err != nil {
 		die(1, "runnerd-init: ", err)
 	}

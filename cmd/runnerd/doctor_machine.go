@@ -77,10 +77,12 @@ delete table ip %[1]s
 	return good("a table with NAT and connection tracking can be made")
 }
 
-// modules are those that sandboxes need and cannot load.
+// modules are those that sandboxes need and cannot load. The machine's own modprobe loads some of them when
+// runnerd itself needs them, if it is where the kernel looks for it. dockerd takes the warning that iptables
+// gives without xt_tcpudp for a failure, and goes without its name server.
 var modules = []string{
-	"overlay", "veth", "bridge", "br_netfilter", "nf_tables", "nft_compat", "nft_chain_nat", "nf_nat",
-	"xt_addrtype", "xt_conntrack", "xt_MASQUERADE",
+	"overlay", "veth", "bridge", "br_netfilter", "nf_tables", "nf_nat", "nft_chain_nat", "nft_compat", "nft_ct", "nft_masq",
+	"xt_addrtype", "xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_tcpudp",
 }
 
 func checkModules(context.Context, *config.Config) finding {

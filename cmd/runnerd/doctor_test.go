@@ -52,7 +52,7 @@ func TestDoctorHere(t *testing.T) {
 func TestMissingModules(t *testing.T) {
 	builtin := "kernel/net/bridge/bridge.ko\nkernel/fs/overlayfs/overlay.ko\nkernel/net/netfilter/nf-tables.ko\n"
 	loaded := "veth 12345 0 - Live 0x0\nnf_nat 1 1 x, Live 0x0\nxt_MASQUERADE 1 1 - Live 0x0\n"
-	want := []string{"br_netfilter", "nft_compat", "nft_chain_nat", "xt_addrtype", "xt_conntrack"}
+	want := []string{"br_netfilter", "nft_chain_nat", "nft_compat", "nft_ct", "nft_masq", "xt_addrtype", "xt_conntrack", "xt_nat", "xt_tcpudp"}
 	if got := missingModules(builtin, loaded); !slices.Equal(got, want) {
 		t.Error(got)
 	}

@@ -182,6 +182,7 @@ func (c cgroup) limit(l sandbox.Limits) error {
 	} else {
 		memory := strconv.FormatInt(l.Memory, 10)
 		settings = []setting{
+			{"memory", "memory.memsw.limit_in_bytes", "-1"}, // never below memory's, which may be about to rise
 			{"memory", "memory.limit_in_bytes", memory},
 			{"memory", "memory.memsw.limit_in_bytes", memory},
 			{"cpu", "cpu.cfs_period_us", strconv.Itoa(period)},
