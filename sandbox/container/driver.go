@@ -101,6 +101,9 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	}()
 	socket := cfg.Containerd
 	if socket == "" {
+		if err := d.endShims(ctx); err != nil {
+			return nil, fmt.Errorf("end what an earlier run left: %w", err)
+		}
 		if d.containerd, err = startContainerd(ctx, cfg.EngineDir, filepath.Join(cfg.StateDir, "containerd"), filepath.Join(cfg.RunDir, "containerd")); err != nil {
 			return nil, err
 		}

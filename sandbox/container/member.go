@@ -85,7 +85,7 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 	spec := specOf(m, sb.spec.ID, filepath.Join(sb.d.cfg.EngineDir, "runnerd-init"), binds)
 
 	cctx := sb.d.context(ctx)
-	id := sb.spec.ID + "." + m.name
+	id := sb.containerID(m.name)
 	m.container, err = sb.d.client.NewContainer(cctx, id, client.WithSpec(spec),
 		client.WithRuntime("io.containerd.runc.v2", &options.Options{
 			BinaryName: filepath.Join(sb.d.cfg.EngineDir, "runc"),
@@ -141,6 +141,9 @@ func (sb *Sandbox) join(m *member) error {
 	sb.members = append(sb.members, m)
 	return nil
 }
+
+// containerID is what containerd calls a member.
+func (sb *Sandbox) containerID(member string) string { return sb.spec.ID + "." + member }
 
 func (m *member) cgroupPath() string { return m.sb.cgroup.path + "/" + m.name }
 

@@ -29,8 +29,9 @@ func specOf(m *member, hostname, initBinary string, binds map[string]string) *sp
 	}
 	spec := &specs.Spec{
 		Version: specs.Version,
-		// One shim serves all containers of a sandbox.
-		Annotations: map[string]string{"io.containerd.runc.v2.group": m.sb.spec.ID},
+		// One shim serves all containers of a sandbox. It is named after the one it is started for: by that
+		// name it removes its socket.
+		Annotations: map[string]string{"io.containerd.runc.v2.group": m.sb.containerID(mainMember)},
 		Hostname:    hostname,
 		Root:        &specs.Root{Path: m.rootfs},
 		Process: &specs.Process{

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
@@ -16,8 +19,85 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// sweepParallel is how many leftover containers are removed at once.
+// sweepParallel is how many leftovers are removed at once.
 const sweepParallel = 16
+
+// endShims ends the containerd and the shims of an earlier run and removes what they kept of their tasks, before
+// a new containerd starts: asked to do it, it would run three programs for each of what may be 1,000 sandboxes.
+func (d *Driver) endShims(ctx context.Context) error {
+	if err := (cgroup{h: d.cgroups, path: "/" + d.cfg.Name}).kill(ctx); err != nil {
+		return err
+	}
+	run := filepath.Join(d.cfg.RunDir, "containerd")
+	config, socket := filepath.Join(run, "containerd.toml"), filepath.Join(run, "containerd.sock")
+	// First containerd, which is ending already: it would look after its shims.
+	if err := endProcesses(ctx, "containerd", config, time.Second); err != nil {
+		return err
+	}
+	if err := endProcesses(ctx, "containerd-shim-runc-v2", socket, 0); err != nil {
+		return err
+	}
+	const tasks = "io.containerd.runtime.v2.task"
+	bundles, err := filepath.Glob(filepath.Join(run, tasks, d.namespace(), "*", "bootstrap.json"))
+	if err != nil {
+		return err
+	}
+	for _, bundle := range bundles {
+		var shim struct{ Address string }
+		text, err := os.ReadFile(bundle)
+		if err == nil && json.Unmarshal(text, &shim) == nil && strings.HasPrefix(shim.Address, "unix:///") {
+			err = removeFile(strings.TrimPrefix(shim.Address, "unix://"))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{
+		filepath.Join(run, tasks, d.namespace()), filepath.Join(d.cfg.StateDir, "containerd", tasks, d.namespace()),
+		filepath.Join(d.cfg.RunDir, "runc", d.namespace()),
+	} {
+		if err := errors.Join(unmountBelow(ctx, dir), os.RemoveAll(dir)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endProcesses kills the processes of a program that have argument among their arguments, when they have not
+// ended by themselves after patience, and waits for their end.
+func endProcesses(ctx context.Context, program, argument string, patience time.Duration) error {
+	find := func() (pids []int) {
+		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				continue
+			}
+			args := strings.Split(string(text), "\x00")
+			if filepath.Base(args[0]) == program && slices.Contains(args[1:], argument) {
+				if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
+					pids = append(pids, pid)
+				}
+			}
+		}
+		return pids
+	}
+	pids := find()
+	for began := time.Now(); len(pids) > 0 && time.Since(began) < patience; pids = find() {
+		time.Sleep(20 * time.Millisecond)
+	}
+	for ; len(pids) > 0; pids = find() {
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("end %s of an earlier run, process %d: %w", program, pids[0], context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
 
 // sweep removes everything that bears the driver's name from an earlier run: a sandbox's parts all lie
 // below one cgroup, one directory and one containerd namespace, so finding them needs no list.
@@ -39,18 +119,7 @@ func (d *Driver) sweep(ctx context.Context) error {
 	if err := removal.Wait(); err != nil {
 		return err
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.cfg.RunDir))
-	if err != nil {
-		return err
-	}
-	for _, m := range slices.Backward(mounts) { // later mounts may lie on earlier ones
-		for _, part := range []string{d.sandboxesDir(), filepath.Join(d.cfg.RunDir, "tmp")} {
-			if strings.HasPrefix(m.Mountpoint, part+"/") {
-				err = errors.Join(err, unmount(m.Mountpoint))
-			}
-		}
-	}
-	if err != nil {
+	if err := errors.Join(unmountBelow(ctx, d.sandboxesDir()), unmountBelow(ctx, filepath.Join(d.cfg.RunDir, "tmp"))); err != nil {
 		return err
 	}
 	entries, _ := os.ReadDir(d.sandboxesDir())
@@ -64,6 +133,33 @@ func (d *Driver) sweep(ctx context.Context) error {
 		os.RemoveAll(filepath.Join(d.cfg.RunDir, "cni")),
 		root.remove(ctx),
 	)
+}
+
+// unmountBelow unmounts what is mounted below dir: what lies in one directory of it in order, last first, since
+// later mounts may lie on earlier ones, and several directories at once.
+func unmountBelow(ctx context.Context, dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	byDir := map[string][]string{}
+	for _, m := range slices.Backward(mounts) {
+		if rest, below := strings.CutPrefix(m.Mountpoint, dir+"/"); below {
+			first, _, _ := strings.Cut(rest, "/")
+			byDir[first] = append(byDir[first], m.Mountpoint)
+		}
+	}
+	removal, removalCtx := errgroup.WithContext(ctx)
+	removal.SetLimit(sweepParallel)
+	for _, mountpoints := range byDir {
+		removal.Go(func() (err error) {
+			for _, m := range mountpoints {
+				err = errors.Join(err, unmount(m))
+			}
+			return errors.Join(err, removalCtx.Err())
+		})
+	}
+	return removal.Wait()
 }
 
 func removeContainer(ctx context.Context, c client.Container) error {
