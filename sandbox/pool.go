@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Adopter is a Sandbox that can be started before it is known for which job, and become that job's later.
@@ -190,15 +192,29 @@ func (p *Pool) discard(sb Sandbox) {
 	}
 }
 
+// closeParallel is how many sandboxes are closed at once.
+const closeParallel = 16
+
 // Close closes all sandboxes that no job has taken.
 func (p *Pool) Close(ctx context.Context) error {
 	p.cancel()
 	<-p.done
+	var closing errgroup.Group
+	closing.SetLimit(closeParallel)
+	var mu sync.Mutex
 	var errs []error
 	for _, s := range p.shelves {
 		for sb := s.take(); sb != nil; sb = s.take() {
-			errs = append(errs, sb.Close(ctx))
+			closing.Go(func() error {
+				if err := sb.Close(ctx); err != nil {
+					mu.Lock()
+					errs = append(errs, err)
+					mu.Unlock()
+				}
+				return nil
+			})
 		}
 	}
+	_ = closing.Wait()
 	return errors.Join(errs...)
 }
