@@ -63,6 +63,12 @@ type Output interface {
 	Stream(s Stream) io.Writer
 }
 
+// Masker is an Output that hides the job's secrets, and can hide them in what reaches it wrapped: in a log that
+// comes in pieces, each inside of a JSON text of its own.
+type Masker interface {
+	Masked(w io.Writer) *MaskWriter
+}
+
 // Source is where jobs come from: a queue, a forge.
 type Source interface {
 	// Next waits for a job. It is called only when there is room for one.

@@ -36,6 +36,9 @@ func (o *maskedOutput) notice(format string, args ...any) {
 	_, _ = fmt.Fprintf(o.Stream(Notice), format+"\n", args...)
 }
 
+// Masked returns a writer that hides the job's secrets in what it passes on to w.
+func (o *maskedOutput) Masked(w io.Writer) *MaskWriter { return o.mask.Writer(w) }
+
 // flush lets go of what is held back in all streams.
 func (o *maskedOutput) flush() {
 	o.mu.Lock()

@@ -66,12 +66,19 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 	}
 	s.build.Create = func(name string) (io.WriteCloser, error) { return s.outputs.Create(s.id, name) }
 	kills := oomKills(ctx, lease)
-	progress := out.Stream(runner.Progress)
-	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
+	progress, mask := out.Stream(runner.Progress), newLogMask(out)
+	report := func(status *bkclient.SolveStatus) {
 		if text, err := json.Marshal(status); err == nil {
 			_, _ = progress.Write(text)
 		}
+	}
+	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
+		mask.hide(status)
+		report(status)
 	})
+	if rest := mask.rest(); len(rest.Logs) > 0 {
+		report(rest)
+	}
 	s.detail, _ = json.Marshal(result)
 	if err != nil {
 		err = errors.Join(err, s.outputs.Remove(s.id))
