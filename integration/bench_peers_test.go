@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/runnerd/runnerd/sandbox"
 )
@@ -85,6 +86,7 @@ func firstLine(t *testing.T, cmd *exec.Cmd) time.Duration {
 type runcBundle struct {
 	t     *testing.T
 	dir   string
+	base  uint32 // the first host id
 	count int
 }
 
@@ -118,16 +120,58 @@ func newRuncBundle(t *testing.T) *runcBundle {
 	if text, err = json.Marshal(spec); err != nil {
 		t.Fatal(err)
 	}
-	r := &runcBundle{t: t, dir: scratchDir(t)}
+	r := &runcBundle{t: t, dir: scratchDir(t), base: first}
 	if err := os.WriteFile(filepath.Join(r.dir, "config.json"), text, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
+// debianLayer is where the one layer of the image is.
+func debianLayer(t *testing.T) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(host.dir, "state/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/usr/bin/echo"))
+	if err != nil || len(found) == 0 {
+		t.Fatal("no unpacked image found: ", err)
+	}
+	return strings.TrimSuffix(found[0], "/usr/bin/echo")
+}
+
 func (r *runcBundle) run() time.Duration {
 	r.count++
 	return firstLine(r.t, exec.Command(engineBinary(r.t, "runc"), "--root", filepath.Join(r.dir, "runc"), "run", "--bundle", r.dir, fmt.Sprintf("bench-%d", r.count)))
+}
+
+// floor is the least that a sandbox costs: testdata/floor.c, on the layers of the image.
+type floor struct {
+	t          *testing.T
+	dir, lower string
+	base       uint32
+	count      int
+}
+
+func newFloor(t *testing.T, r *runcBundle) *floor {
+	f := &floor{t: t, dir: scratchDir(t), base: r.base}
+	f.lower = filepath.Join(f.dir, "lower") // where mapped ids can reach it
+	if err := errors.Join(os.Mkdir(f.lower, 0o755), unix.Mount(debianLayer(t), f.lower, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(f.lower, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	timed(t, exec.Command("gcc", "-O2", "-static", "-o", filepath.Join(f.dir, "floor"), "testdata/floor.c"))
+	return f
+}
+
+func (f *floor) run() time.Duration {
+	f.count++
+	scratch := filepath.Join(f.dir, fmt.Sprint(f.count))
+	if err := errors.Join(os.Mkdir(scratch, 0o755), os.Chown(scratch, int(f.base), int(f.base))); err != nil {
+		f.t.Fatal(err)
+	}
+	return firstLine(f.t, exec.Command(filepath.Join(f.dir, "floor"), f.lower, scratch, fmt.Sprint(f.base), "/bin/echo", "hello"))
 }
 
 // bareDockerd is the pinned dockerd as root of the machine, in a network namespace of its own, so that it
@@ -280,7 +324,7 @@ func (b *bareBuildkitd) address() string { return "unix://" + b.dir + "/sock" }
 func (b *bareBuildkitd) buildctl(dir string, args ...string) *exec.Cmd {
 	cmd := exec.Command(engineBinary(b.t, "buildctl"), append([]string{
 		"--addr", b.address(), "build", "--progress", "quiet", "--frontend", "dockerfile.v0",
-		"--local", "context=" + dir, "--local", "dockerfile=" + dir,
+		"--local", "context=" + dir, "--local", "dockerfile=" + dir, "--output", "type=image", // as ours: it makes the digest
 	}, args...)...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + b.dir}
 	return cmd

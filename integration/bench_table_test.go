@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// pairs is how often both sides of a comparison run; comparisons that take minutes say how many fewer.
+// pairs is how often both sides of a comparison run.
 const pairs = 30
 
 // measurement is one run of something, and how long what counts of it took.

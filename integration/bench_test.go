@@ -110,6 +110,8 @@ func benchStart(t *testing.T) {
 	}
 	cold()
 	compare(t, "runc run / itself (A/A: the noise)", pairs, runc.run, runc.run, 0)
+	floor := newFloor(t, runc)
+	compare(t, "floor: namespaces and overlay, in C / runc run", pairs, floor.run, runc.run, 0)
 	compare(t, "sandbox, cold, first line / runc run", pairs, cold, runc.run, 3)
 
 	docker, _ := startDockerd(t)
@@ -241,7 +243,7 @@ func benchWorker(t *testing.T) {
 		b.stop()
 		return took
 	}
-	compare(t, "BuildKit worker of a new project / bare buildkitd", 15, cold, bare, 1.2)
+	compare(t, "BuildKit worker of a new project / bare buildkitd", pairs, cold, bare, 1.2)
 	times := make([]time.Duration, pairs)
 	for i := range times {
 		l, took := lease("bench-1")
