@@ -20,6 +20,7 @@ import (
 
 func (a *app) outputsCommand() *cobra.Command {
 	var dest string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "outputs JOB [-o DIR]",
 		Short: "List what a build has written, or fetch it",
@@ -38,19 +39,23 @@ name that the list shows, and a directory too, unless it is the only output: its
 			if err != nil {
 				return err
 			}
-			return a.outputs(cmd.Context(), c, id, dest)
+			return a.outputs(cmd.Context(), c, id, dest, asJSON)
 		},
 	}
 	cmd.Flags().StringVarP(&dest, "output", "o", "", "`DIR` to fetch them into, or -")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the list as JSON")
+	cmd.MarkFlagsMutuallyExclusive("output", "json")
 	return cmd
 }
 
-func (a *app) outputs(ctx context.Context, c *client.Client, id, dest string) error {
+func (a *app) outputs(ctx context.Context, c *client.Client, id, dest string, asJSON bool) error {
 	all, err := c.Outputs(ctx, id)
 	if err != nil {
 		return err
 	}
 	switch {
+	case asJSON:
+		return writeJSON(a.stdout, all)
 	case dest == "":
 		rows := [][]string{{"NAME", "TYPE", "SIZE", "DEST"}}
 		for _, o := range all {
