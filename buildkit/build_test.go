@@ -265,10 +265,11 @@ func testCredentials(t *testing.T, d *daemon) {
 	push.Plan.Targets["default"], push.Push = target, true
 	pull := workspace(t, "Dockerfile", "FROM "+private+"\nRUN grep pushed /file\n")
 	for _, password := range []string{"", "wrong", "s3cret-password"} {
-		for what, b := range map[string]*Build{"push": &push, "pull": &pull} {
-			if password != "" {
-				b.Auth = map[string]Credentials{d.registry: {"me", password}}
-			}
+		if password != "" {
+			push.Auth = map[string]Credentials{d.registry: {"me", password}}
+			pull.Auth = push.Auth
+		}
+		for what, b := range map[string]Build{"push": push, "pull": pull} {
 			if what == "pull" && password == "s3cret-password" {
 				d.run(t, push)
 			}
