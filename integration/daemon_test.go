@@ -46,7 +46,7 @@ func startDaemon(t *testing.T, config string) *daemon {
 	}
 	t.Cleanup(func() { os.RemoveAll(state) })
 	file := filepath.Join(state, "runnerd.yaml")
-	text := "network: {subnet: 10.214.0.0/16}\nregistry: {address: \":0\"}\ndrain: 2s\n" + config
+	text := "network: {subnet: 10.214.0.0/16}\nuid_range: {first: 1342177280}\nregistry: {address: \":0\"}\ndrain: 2s\n" + config
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
