@@ -5,8 +5,6 @@ package integration
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +24,7 @@ type daemon struct {
 	bin   string
 	state string
 	flags []string
+	uid   uint32 // of the command line, if not root
 	cmd   *exec.Cmd
 	log   *bytes.Buffer
 }
@@ -37,14 +36,11 @@ func startDaemon(t *testing.T, config string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := os.MkdirTemp("/var/tmp", "runnerd-daemon-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(state, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(state) })
+	return startDaemonIn(t, bin, stateDir(t), config)
+}
+
+func startDaemonIn(t *testing.T, bin, state, config string) *daemon {
+	t.Helper()
 	file := filepath.Join(state, "runnerd.yaml")
 	text := "network: {subnet: 10.214.0.0/16}\nuid_range: {first: 1342177280}\nregistry: {address: \":0\"}\ndrain: 2s\n" + config
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
@@ -101,6 +97,9 @@ func (d *daemon) runContext(ctx context.Context, started func(*os.Process), args
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, d.bin, append(d.flags, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	if d.uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: d.uid, Gid: d.uid}}
+	}
 	err := cmd.Start()
 	if err == nil {
 		if started != nil {
@@ -155,11 +154,13 @@ func (d *daemon) nothingLeft() {
 			left = append(left, p+" "+strings.ReplaceAll(string(text), "\x00", " "))
 		}
 	}
-	sum := sha256.Sum256([]byte(d.state))
-	instance := "runnerd-" + hex.EncodeToString(sum[:4])
+	instance := d.instance()
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
 		groups, _ := filepath.Glob(pattern + instance)
 		left = append(left, groups...)
+	}
+	if _, err := os.Lstat("/run/runnerd-claims/" + instance + ".json"); err == nil {
+		left = append(left, "the claim of "+instance)
 	}
 	if tables, _ := exec.Command("nft", "list", "tables").Output(); strings.Contains(string(tables), instance) {
 		left = append(left, "nftables table "+instance)
