@@ -387,6 +387,116 @@ target "other" {
 	b.end(t)
 }
 
+// smallDisk mounts a file system of a size, and returns its directory.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
+	dir := stateDir(t)
+	image, mounted := filepath.Join(dir, "image"), filepath.Join(dir, "mounted")
+	for _, args := range [][]string{
+		{"truncate", "-s", size, image},
+		{"mkfs.ext4", "-q", "-m", "0", "-N", "20000", image},
+		{"mkdir", mounted},
+		{"mount", "-o", "loop", image, mounted},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", mounted).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	return mounted
+}
+
+// fill takes all the room of a disk and returns what gives it back.
+func fill(t *testing.T, dir string) (empty func()) {
+	t.Helper()
+	name := filepath.Join(dir, "filler")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := make([]byte, 1<<20); len(block) > 0; {
+		if _, err := f.Write(block); errors.Is(err, syscall.ENOSPC) {
+			block = block[:len(block)/2]
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFullStateDisk fills the disk of the state directory under a daemon: what runs goes on, new jobs are refused,
+// and all is well again when there is room.
+func TestFullStateDisk(t *testing.T) {
+	disk := smallDisk(t, "700M")
+	state := filepath.Join(disk, "state")
+	if err := os.Mkdir(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	bin, err := filepath.Abs("../bin/runnerd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := startDaemonIn(t, bin, state, "images: {preload: ["+debianOnly(t)+"]}\n")
+	d.want(0, "", "run", "--", "true") // the image is unpacked
+	b := startBystander(d)
+	type ended struct {
+		stdout, stderr string
+		code           int
+	}
+	ends := make(chan ended, 1)
+	go func() {
+		var e ended
+		e.stdout, e.stderr, e.code = d.run("run", "--name", "ends meanwhile", "--", "sh", "-c", "echo one; sleep 6; echo two; exit 7")
+		ends <- e
+	}()
+	d.await("ends meanwhile", "running")
+	context := files(t, "Dockerfile", "FROM debian:bookworm-slim\n", "more", strings.Repeat("more", 1<<20))
+
+	empty := fill(t, disk)
+	for name, args := range map[string][]string{
+		"run": {"run", "--", "true"}, "dind": {"run", "--sandbox", "container/dind", "--", "true"}, "build": {"build", context},
+	} {
+		_, stderr, code := d.run(args...)
+		if code != 125 || !strings.Contains(stderr, "make room") {
+			t.Errorf("%s: exit code %d: %s", name, code, stderr)
+		}
+		t.Logf("%s: %s", name, stderr)
+	}
+	if e := <-ends; e.code != 7 || e.stdout != "one\ntwo\n" {
+		t.Errorf("what ended on a full disk: exit code %d: %q %s", e.code, e.stdout, e.stderr)
+	}
+	d.want(0, "", "jobs")
+	empty()
+
+	d.want(0, "", "run", "--", "true")
+	b.end(t)
+	for _, name := range []string{"ends meanwhile", "bystander"} {
+		j := d.await(name, "finished")
+		t.Logf("%s: %+v", name, j.Result)
+	}
+	for _, bad := range []string{"panic", "the result of a job"} {
+		if strings.Contains(d.log.String(), bad) {
+			t.Errorf("%s", d.log)
+		}
+	}
+	d.stop(syscall.SIGKILL) // what was told is also written down
+	d.start()
+	if j := d.await("ends meanwhile", "finished"); j.Result.Outcome != "failed" {
+		t.Errorf("after the next start: %+v", j.Result)
+	}
+}
+
 // cgroupProcesses are the processes in the cgroup of an instance, on v1 or v2.
 func cgroupProcesses(instance string) (pids []int) {
 	for _, root := range []string{"/sys/fs/cgroup/pids/", "/sys/fs/cgroup/"} {
