@@ -272,6 +272,9 @@ func secretValues(flags []string) (map[string][]byte, error) {
 // follow shows the progress of all jobs until they are finished. When ctx ends it cancels them.
 func (a *app) follow(ctx context.Context, c *client.Client, mode string, jobs []api.Job) ([]api.Job, error) {
 	d := startDisplay(context.WithoutCancel(ctx), a.stderr, mode)
+	if mode != "rawjson" {
+		d.wait()
+	}
 	waitCtx, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abandon(nil)
 	defer context.AfterFunc(ctx, func() {
@@ -291,6 +294,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, mode string, jobs []
 				name = j.Name
 			}
 			err := c.Log(waitCtx, j.ID, true, func(f api.Frame) error { d.frame(name, j.ID, f); return nil })
+			d.ended(j.ID)
 			var waitErr error
 			ended[i], waitErr = c.Wait(waitCtx, j.ID)
 			if waitErr != nil {
