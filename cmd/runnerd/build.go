@@ -73,11 +73,16 @@ them while it runs.
 	flags.StringVar(&f.progress, "progress", "auto", "`MODE` of the progress: auto, tty, plain, rawjson or quiet")
 	flags.BoolVar(&f.asJSON, "json", false, "print the finished jobs as JSON")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "print the jobs' ids and do not wait for them")
-	_ = cmd.RegisterFlagCompletionFunc("progress", cobra.FixedCompletions([]string{"auto", "tty", "plain", "rawjson", "quiet"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("progress", cobra.FixedCompletions(progressModes, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
+var progressModes = []string{"auto", "tty", "plain", "rawjson", "quiet"}
+
 func (a *app) build(ctx context.Context, f buildFlags, args []string) error {
+	if !slices.Contains(progressModes, f.progress) {
+		return usage(fmt.Errorf("--progress %q is not known: use one of %s", f.progress, strings.Join(progressModes, ", ")))
+	}
 	dir, err := f.prepare(args)
 	if err != nil {
 		return usage(err)
