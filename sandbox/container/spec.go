@@ -31,8 +31,8 @@ func specOf(m *member, hostname, initBinary string, binds map[string]string) *sp
 		Version: specs.Version,
 		// One shim serves all containers of a sandbox.
 		Annotations: map[string]string{"io.containerd.runc.v2.group": m.sb.spec.ID},
-		Hostname: hostname,
-		Root:     &specs.Root{Path: m.rootfs},
+		Hostname:    hostname,
+		Root:        &specs.Root{Path: m.rootfs},
 		Process: &specs.Process{
 			Args: []string{initPath},
 			Cwd:  "/",
