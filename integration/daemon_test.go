@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,6 +159,13 @@ func (d *daemon) nothingLeft() {
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
 		groups, _ := filepath.Glob(pattern + instance)
 		left = append(left, groups...)
+	}
+	// A veth pair and its network namespace go together; the machine's end has the subnet's first address.
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if strings.HasPrefix(a.String(), "10.214.") {
+			left = append(left, "an interface with the address "+a.String())
+		}
 	}
 	if _, err := os.Lstat("/run/runnerd-claims/" + instance + ".json"); err == nil {
 		left = append(left, "the claim of "+instance)
