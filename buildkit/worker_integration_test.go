@@ -26,7 +26,7 @@ import (
 
 const (
 	workerImage = "runnerd/sandbox:latest"
-	firstUID    = 1879048192 + 5000*65536 // away from other tests'
+	firstUID    = 13 << 27 // away from other tests'
 )
 
 // TestWorker runs a worker in a real sandbox.
@@ -60,7 +60,7 @@ func TestWorker(t *testing.T) {
 	}
 	driver, err := container.New(t.Context(), container.Config{
 		Name: "runnerd-bk", StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), EngineDir: engines, Mirror: local,
-		Subnet: netip.MustParsePrefix("10.214.0.0/16"), Ports: []int{port}, FirstUID: firstUID, UIDRanges: 100,
+		Subnet: netip.MustParsePrefix("10.216.0.0/16"), Ports: []int{port}, FirstUID: firstUID, UIDRanges: 100,
 		Defaults: sandbox.Limits{CPU: 2000, Memory: 2 << 30, PIDs: 2048, Disk: 8 << 30, Inodes: 1 << 19}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

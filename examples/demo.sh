@@ -12,7 +12,8 @@ state=$(mktemp -d /var/tmp/runnerd-demo-XXXXXX)
 chmod 711 "$state"
 runnerd=("$PWD/bin/runnerd" --state-dir "$state" --config "$state/runnerd.yaml")
 cat >"$state/runnerd.yaml" <<YAML
-network: {subnet: 10.86.0.0/16}
+network: {subnet: 10.86.0.0/16} # neither these addresses nor these ids are those of a runnerd with the defaults
+uid_range: {first: 805306368, count: 1024}
 registry: {address: ":0"}
 drain: 5s
 YAML

@@ -5,14 +5,14 @@ package integration
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,8 +26,16 @@ type daemon struct {
 	bin   string
 	state string
 	flags []string
+	uid   uint32 // of the command line, if not root
 	cmd   *exec.Cmd
 	log   *bytes.Buffer
+	shims []string // sockets of shims that are not the daemon's
+}
+
+// shimSockets are where containerd's shims listen, whoever's they are.
+func shimSockets() []string {
+	sockets, _ := filepath.Glob("/run/containerd/s/*")
+	return sockets
 }
 
 // startDaemon starts a daemon that is stopped, and looked after, at the end of the test.
@@ -37,20 +45,17 @@ func startDaemon(t *testing.T, config string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := os.MkdirTemp("/var/tmp", "runnerd-daemon-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(state, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(state) })
+	return startDaemonIn(t, bin, stateDir(t), config)
+}
+
+func startDaemonIn(t *testing.T, bin, state, config string) *daemon {
+	t.Helper()
 	file := filepath.Join(state, "runnerd.yaml")
-	text := "network: {subnet: 10.214.0.0/16}\nregistry: {address: \":0\"}\ndrain: 2s\n" + config
+	text := "network: {subnet: 10.214.0.0/16}\nuid_range: {first: 1342177280}\nregistry: {address: \":0\"}\ndrain: 2s\n" + config
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{t: t, bin: bin, state: state, flags: []string{"--config", file, "--state-dir", state}}
+	d := &daemon{t: t, bin: bin, state: state, flags: []string{"--config", file, "--state-dir", state}, shims: shimSockets()}
 	d.start()
 	t.Cleanup(func() {
 		d.stop(syscall.SIGTERM)
@@ -101,6 +106,9 @@ func (d *daemon) runContext(ctx context.Context, started func(*os.Process), args
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, d.bin, append(d.flags, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	if d.uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: d.uid, Gid: d.uid}}
+	}
 	err := cmd.Start()
 	if err == nil {
 		if started != nil {
@@ -147,6 +155,11 @@ func (d *daemon) nothingLeft() {
 			left = append(left, "loop "+string(file))
 		}
 	}
+	for _, socket := range shimSockets() {
+		if !slices.Contains(d.shims, socket) {
+			left = append(left, "socket "+socket)
+		}
+	}
 	scratch, _ := filepath.Glob(filepath.Join(d.state, "disks/scratch/*"))
 	left = append(left, scratch...)
 	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -155,11 +168,20 @@ func (d *daemon) nothingLeft() {
 			left = append(left, p+" "+strings.ReplaceAll(string(text), "\x00", " "))
 		}
 	}
-	sum := sha256.Sum256([]byte(d.state))
-	instance := "runnerd-" + hex.EncodeToString(sum[:4])
+	instance := d.instance()
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
 		groups, _ := filepath.Glob(pattern + instance)
 		left = append(left, groups...)
+	}
+	// A veth pair and its network namespace go together; the machine's end has the subnet's first address.
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if strings.HasPrefix(a.String(), "10.214.") {
+			left = append(left, "an interface with the address "+a.String())
+		}
+	}
+	if _, err := os.Lstat("/run/runnerd-claims/" + instance + ".json"); err == nil {
+		left = append(left, "the claim of "+instance)
 	}
 	if tables, _ := exec.Command("nft", "list", "tables").Output(); strings.Contains(string(tables), instance) {
 		left = append(left, "nftables table "+instance)

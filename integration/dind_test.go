@@ -92,7 +92,7 @@ func assertUnprivileged(t *testing.T, sb *container.Sandbox) {
 		t.Fatal(err)
 	}
 	pids := sb.PIDs()
-	if len(pids) < 5 { // init, engine's init, dockerd, containerd, shim, …
+	if len(pids) < 4 { // init, engine's init, dockerd, containerd
 		t.Errorf("only %d processes found", len(pids))
 	}
 	for _, pid := range pids {

@@ -88,7 +88,7 @@ func startMachine() (*machine, func(), error) {
 	h.container, err = container.New(ctx, container.Config{
 		Name: h.name, StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
 		EngineDir: filepath.Join(bin, "engines"), Mirror: fmt.Sprintf("127.0.0.1:%d", port),
-		Subnet: netip.MustParsePrefix("10.213.0.0/16"), Ports: []int{port}, FirstUID: 1879048192, UIDRanges: 4000,
+		Subnet: netip.MustParsePrefix("10.213.0.0/16"), Ports: []int{port}, FirstUID: 1 << 30, UIDRanges: 4000,
 		Defaults: sandbox.Limits{CPU: 2000, Memory: 2 << 30, PIDs: 2048, Disk: 8 << 30, Inodes: 1 << 19}, Log: quiet,
 	})
 	if err != nil {

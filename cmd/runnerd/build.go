@@ -73,11 +73,16 @@ them while it runs.
 	flags.StringVar(&f.progress, "progress", "auto", "`MODE` of the progress: auto, tty, plain, rawjson or quiet")
 	flags.BoolVar(&f.asJSON, "json", false, "print the finished jobs as JSON")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "print the jobs' ids and do not wait for them")
-	_ = cmd.RegisterFlagCompletionFunc("progress", cobra.FixedCompletions([]string{"auto", "tty", "plain", "rawjson", "quiet"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("progress", cobra.FixedCompletions(progressModes, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
+var progressModes = []string{"auto", "tty", "plain", "rawjson", "quiet"}
+
 func (a *app) build(ctx context.Context, f buildFlags, args []string) error {
+	if !slices.Contains(progressModes, f.progress) {
+		return usage(fmt.Errorf("--progress %q is not known: use one of %s", f.progress, strings.Join(progressModes, ", ")))
+	}
 	dir, err := f.prepare(args)
 	if err != nil {
 		return usage(err)
@@ -272,6 +277,9 @@ func secretValues(flags []string) (map[string][]byte, error) {
 // follow shows the progress of all jobs until they are finished. When ctx ends it cancels them.
 func (a *app) follow(ctx context.Context, c *client.Client, mode string, jobs []api.Job) ([]api.Job, error) {
 	d := startDisplay(context.WithoutCancel(ctx), a.stderr, mode)
+	if mode != "rawjson" {
+		d.wait()
+	}
 	waitCtx, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abandon(nil)
 	defer context.AfterFunc(ctx, func() {
@@ -291,6 +299,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, mode string, jobs []
 				name = j.Name
 			}
 			err := c.Log(waitCtx, j.ID, true, func(f api.Frame) error { d.frame(name, j.ID, f); return nil })
+			d.ended(j.ID)
 			var waitErr error
 			ended[i], waitErr = c.Wait(waitCtx, j.ID)
 			if waitErr != nil {

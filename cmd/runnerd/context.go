@@ -39,7 +39,8 @@ func upload(ctx context.Context, c *client.Client, dir string, files []string) (
 	}()
 	ws, err := c.Upload(ctx, r)
 	_ = r.CloseWithError(errUploaded)
-	if local := <-written; local != nil && !errors.Is(local, errUploaded) {
+	// What is closed by the transport is closed since the daemon has answered, or is gone.
+	if local := <-written; local != nil && !errors.Is(local, errUploaded) && !(err != nil && errors.Is(local, io.ErrClosedPipe)) {
 		return ws, local
 	}
 	return ws, err

@@ -33,6 +33,7 @@ func checks() []check {
 		{"kernel modules", checkModules},
 		{"name servers", checkDNS},
 		{"subnet", checkSubnet},
+		{"host ids", checkUIDs},
 		{"disk space", checkDisk},
 		{"open files", checkFiles},
 		{"engines", checkEngineSet},

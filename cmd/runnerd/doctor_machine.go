@@ -4,16 +4,17 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/sandbox/container"
 	"github.com/runnerd/runnerd/sandbox/engine"
 )
 
@@ -163,21 +164,33 @@ func nameServers(text string) (reachable, all []string) {
 	return reachable, all
 }
 
-func checkSubnet(_ context.Context, c *config.Config) finding {
-	interfaces, err := net.Interfaces()
+func checkSubnet(ctx context.Context, c *config.Config) finding {
+	return checkClaim(ctx, c, "subnet", c.Network.Subnet.String())
+}
+
+func checkUIDs(ctx context.Context, c *config.Config) finding {
+	return checkClaim(ctx, c, "uids", fmt.Sprintf("%d ranges of 65536 from %d", c.UIDRange.Count, c.UIDRange.First))
+}
+
+// checkClaim looks for others that have something of what is claimed at the daemon's start.
+func checkClaim(ctx context.Context, c *config.Config, kind, what string) finding {
+	conflicts, err := container.Conflicts(ctx, container.Claim{
+		Name: instanceName(c), Subnet: c.Network.Subnet, FirstUID: c.UIDRange.First, UIDRanges: c.UIDRange.Count,
+	})
 	if err != nil {
-		return bad(warn, "", "%v", err)
+		return bad(warn, "run runnerd doctor again", "%v", err)
 	}
-	for _, i := range interfaces {
-		addrs, _ := i.Addrs()
-		for _, a := range addrs {
-			p, err := netip.ParsePrefix(a.String())
-			if err == nil && p.Addr().Is4() && p.Overlaps(c.Network.Subnet) && p.Addr() != c.Network.Subnet.Masked().Addr().Next() {
-				return bad(fail, "set network.subnet in the configuration to one that nobody uses", "%s overlaps with %s of %s", c.Network.Subnet, p, i.Name)
-			}
+	var found, mend []string
+	for _, f := range conflicts {
+		if strings.HasPrefix(f.What, kind) {
+			found = append(found, f.What)
+			mend = append(mend, f.Mend)
 		}
 	}
-	return good("%s is free", c.Network.Subnet)
+	if len(found) > 0 {
+		return bad(fail, strings.Join(slices.Compact(mend), "\n"), "%s", strings.Join(found, "\n"))
+	}
+	return good("nobody else has any of %s", what)
 }
 
 // What a machine should have free: enough for images, a build cache and some jobs.

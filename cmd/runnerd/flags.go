@@ -64,6 +64,19 @@ func terminal(stream any) (fd int, is bool) {
 	return int(f.Fd()), term.IsTerminal(int(f.Fd()))
 }
 
+// terminalWidth is how many characters a line of a terminal has, 0 if w is none.
+func terminalWidth(w io.Writer) int {
+	fd, tty := terminal(w)
+	if !tty {
+		return 0
+	}
+	width, _, err := term.GetSize(fd)
+	if err != nil {
+		return 0
+	}
+	return width
+}
+
 // paint colours text for a terminal; see https://no-color.org.
 func paint(w io.Writer, colour, text string) string {
 	if _, tty := terminal(w); !tty || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {

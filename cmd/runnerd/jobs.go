@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
@@ -105,18 +105,46 @@ func short(text string, n int) string {
 	return text
 }
 
+// writeTable aligns columns by what is seen of them: colours take no room. On a terminal the last column, if it is
+// text, is cut to what the line has left.
 func writeTable(w io.Writer, rows [][]string) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var widths []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], seen(cell))
+		}
+	}
+	width, before := terminalWidth(w), 0 // of the line, of all columns but the last
+	for _, n := range widths[:max(len(widths)-1, 0)] {
+		before += n + 2
+	}
+	var text strings.Builder
 	for _, row := range rows {
 		for len(row) > 1 && row[len(row)-1] == "" { // no blanks at the end
 			row = row[:len(row)-1]
 		}
-		if _, err := fmt.Fprintln(t, strings.Join(row, "\t")); err != nil {
-			return err
+		for i, cell := range row {
+			if left := width - before; i == len(widths)-1 && left >= 20 && seen(cell) > left {
+				cell = short(cell, left)
+			}
+			text.WriteString(cell)
+			if i < len(row)-1 {
+				text.WriteString(strings.Repeat(" ", widths[i]-seen(cell)+2))
+			}
 		}
+		text.WriteString("\n")
 	}
-	return t.Flush()
+	_, err := io.WriteString(w, text.String())
+	return err
 }
+
+var colours = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// seen is the number of characters that a terminal shows of a text.
+func seen(text string) int { return utf8.RuneCountInString(colours.ReplaceAllString(text, "")) }
 
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)

@@ -25,6 +25,9 @@ func prepare(c *config.Config) func(*runner.Request) error {
 		if err := policy.Allow(r.Nesting); err != nil {
 			return err
 		}
+		if err := checkRoom(c.StateDir); err != nil {
+			return err
+		}
 		if r.Kind == api.KindBuild {
 			if r.Limits.CPU == 0 {
 				r.Limits.CPU = buildCPU

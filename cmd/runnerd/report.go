@@ -23,12 +23,13 @@ func (a *app) report(jobs []api.Job, f buildFlags, fetched fetched) error {
 		_, _ = fmt.Fprintf(a.stderr, "runnerd: %v\n", fetched.err)
 	}
 	rows := [][]string{{"TARGET", "OUTCOME", "CACHED", "TIME", "PEAK MEMORY", "DIGEST", "JOB"}}
-	worst, rank := error(nil), 0
+	worst, rank, digest := error(nil), 0, "" // the digest of the last one
 	for _, j := range jobs {
 		var b buildkit.Result
 		if j.Result != nil {
 			_ = json.Unmarshal(j.Result.Detail, &b)
-			rows = append(rows, []string{j.Name, colourOutcome(stdout, j), fmt.Sprintf("%d/%d", b.Cached, b.Steps), duration(j), memory(j.Result.Usage.MemoryPeak), dash(b.Digest), j.ID})
+			digest = b.Digest
+			rows = append(rows, []string{j.Name, colourOutcome(stdout, j), fmt.Sprintf("%d/%d", b.Cached, b.Steps), duration(j), memory(j.Result.Usage.MemoryPeak), shownDigest(stdout, b.Digest), j.ID})
 		}
 		code := buildCode(j.Result)
 		if r := map[int]int{exitOK: 0, exitCancelled: 1, exitTimeout: 2, exitRejected: 3, exitFailed: 4, exitOOM: 5, exitErrored: 6}[code]; r > rank {
@@ -54,8 +55,8 @@ func (a *app) report(jobs []api.Job, f buildFlags, fetched fetched) error {
 	if len(jobs) > 1 {
 		return errors.Join(writeTable(stdout, rows), worst)
 	}
-	if worst == nil && len(rows) == 2 && rows[1][5] != "-" {
-		_, _ = fmt.Fprintln(stdout, rows[1][5])
+	if worst == nil && digest != "" {
+		_, _ = fmt.Fprintln(stdout, digest)
 	}
 	return worst
 }
@@ -97,6 +98,15 @@ func memory(bytes int64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.0f MiB", float64(bytes)/(1<<20))
+}
+
+// shownDigest is a digest as a table has it: for a terminal the beginning, which is enough to tell it from others.
+func shownDigest(w io.Writer, digest string) string {
+	const enough = len("sha256:") + 12
+	if _, tty := terminal(w); tty && len(digest) > enough {
+		digest = digest[:enough]
+	}
+	return dash(digest)
 }
 
 func dash(s string) string {

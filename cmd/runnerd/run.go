@@ -45,7 +45,12 @@ the job.
   runnerd run --image golang:1.26 --memory 2GiB -- go version
   runnerd run --sandbox container/dind -- docker run --rm debian:bookworm-slim id
   tar c . | runnerd run -- tar t`,
-		Args: checkArgs(cobra.MinimumNArgs(1)),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usage(errors.New("the command to run is missing: write runnerd run -- COMMAND, or see 'runnerd run --help'"))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return a.run(cmd, f, args) },
 	}
 	flags := cmd.Flags()

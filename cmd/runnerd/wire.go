@@ -255,6 +255,9 @@ func (a *assembly) startRunner(context.Context) (err error) {
 
 // open makes a job's sandbox: for a build, that is a lease of its project's worker.
 func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, error) {
+	if err := checkRoom(a.config.StateDir); err != nil { // it may have become full while the job was queued
+		return nil, err
+	}
 	if j.Kind == api.KindBuild {
 		project := j.Project
 		if project == "" {

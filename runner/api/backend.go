@@ -41,6 +41,9 @@ type Target struct {
 // ErrInvalid is wrapped by errors that are the client's: it asked for what cannot be.
 var ErrInvalid = errors.New("invalid request")
 
+// ErrNoRoom is wrapped by errors of a daemon whose disk is full.
+var ErrNoRoom = errors.New("no room for another job")
+
 // ErrBusy is wrapped by errors of a daemon that has no room for a request now.
 var ErrBusy = errors.New("runnerd is busy: try again later")
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"syscall"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -37,6 +38,10 @@ func problem(err error) huma.StatusError {
 		return huma.NewError(http.StatusServiceUnavailable, "runnerd is stopping and takes no new jobs: try again later")
 	case errors.Is(err, ErrBusy):
 		return huma.NewError(http.StatusServiceUnavailable, err.Error())
+	case errors.Is(err, ErrNoRoom):
+		return huma.NewError(http.StatusInsufficientStorage, err.Error())
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return huma.NewError(http.StatusInsufficientStorage, err.Error()+": make room on the disk of the state directory")
 	case errors.Is(err, context.DeadlineExceeded):
 		return huma.NewError(http.StatusGatewayTimeout, err.Error())
 	}

@@ -260,6 +260,7 @@ func (c cgroup) usage() sandbox.Usage {
 // kill ends every process of the subtree and waits until there is none. Killing them one by one loses
 // against processes that fork as fast: v2 kills all at once, on v1 they are frozen while they are killed.
 func (c cgroup) kill(ctx context.Context) error {
+	c.unthrottle()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		if len(c.pids()) == 0 {
 			return nil
@@ -282,6 +283,21 @@ func (c cgroup) kill(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// unthrottle lifts the subtree's limits on processor time, not its weight: a process needs some to die, and
+// thousands with a fifth of a processor between them need minutes.
+func (c cgroup) unthrottle() {
+	file, none := "cpu.cfs_quota_us", "-1"
+	if c.h.unified {
+		file, none = "cpu.max", "max"
+	}
+	_ = filepath.WalkDir(c.dir("cpu"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			_ = os.WriteFile(filepath.Join(path, file), []byte(none), 0o644)
+		}
+		return nil
+	})
 }
 
 // freeze asks the v1 freezer for a state (cgroup-v1/freezer-subsystem). A subtree that does not come to rest,

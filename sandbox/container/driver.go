@@ -65,13 +65,15 @@ type Driver struct {
 	uids       *uidRanges
 	network    *network
 	cgroups    hierarchies
+	claim      *held
 
 	mu   sync.Mutex
 	live map[string]*Sandbox
 }
 
 // New makes the machine ready for sandboxes: starts containerd, sets up the network, and removes what an
-// earlier driver of the same name and directories left behind, whatever moment it was killed at.
+// earlier driver of the same name and directories left behind, whatever moment it was killed at. It fails, before
+// it changes anything, if another driver of the machine has addresses or host ids of cfg's.
 func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	d := &Driver{
 		cfg:   cfg,
@@ -92,6 +94,10 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 		return nil, err
 	}
 	if d.network, err = newNetwork(cfg.Name, cfg.Subnet, cfg.MTU, cfg.Ports, cfg.EngineDir, cfg.RunDir); err != nil {
+		return nil, err
+	}
+	claim := Claim{Name: cfg.Name, StateDir: cfg.StateDir, PID: os.Getpid(), Subnet: cfg.Subnet, FirstUID: cfg.FirstUID, UIDRanges: cfg.UIDRanges}
+	if d.claim, err = claim.take(ctx, claimsDir); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -184,7 +190,8 @@ func (d *Driver) Close(ctx context.Context) error {
 		errs = append(errs, d.containerd.close())
 	}
 	errs = append(errs, d.removeRoots(ctx))
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	return errors.Join(err, d.claim.release(err != nil))
 }
 
 // removeRoots removes the emptied directories and cgroup that hold the sandboxes.

@@ -104,7 +104,7 @@ table inet %[1]s {
 
 // down removes the table. ip_forward stays: others may rely on it by now.
 func (n *network) down(ctx context.Context) error {
-	return nft(ctx, fmt.Sprintf("table inet %[1]s\ndelete table inet %[1]s", n.name))
+	return deleteTable(ctx, n.name)
 }
 
 // nft runs one nftables transaction.

@@ -142,7 +142,7 @@ func TestAdvisories(t *testing.T) {
 		engine, version string
 		want            []string // the first identifier of each finding
 	}{
-		{"runc", "v1.0.0-rc6", []string{"CVE-2019-5736", "CVE-2024-21626", "CVE-2025-31133", "CVE-2026-41579"}},
+		{"runc", "v1.0.0-rc6", []string{"CVE-2019-5736", "CVE-2021-30465", "CVE-2023-27561", "CVE-2024-21626", "CVE-2025-31133", "CVE-2026-41579"}},
 		{"runc", "v1.1.5", []string{"CVE-2024-21626", "CVE-2025-31133", "CVE-2026-41579"}},
 		{"runc", "v1.1.12", []string{"CVE-2025-31133", "CVE-2026-41579"}},
 		{"runc", "v1.1.99", []string{"CVE-2025-31133", "CVE-2026-41579"}}, // a branch without a fix
@@ -159,7 +159,7 @@ func TestAdvisories(t *testing.T) {
 		{"runc", "v1.5.0-rc.3", nil},
 		{"runc", "v1.5.2", nil},
 		{"runc", "v2.0.0", nil},
-		{"containerd", "v1.6.0", []string{"CVE-2022-23648", "CVE-2026-53488"}},
+		{"containerd", "v1.6.0", []string{"CVE-2022-23648", "CVE-2024-40635", "CVE-2026-53488"}},
 		{"containerd", "v1.6.39", []string{"CVE-2026-53488"}}, // a branch without a fix
 		{"containerd", "v1.7.33", nil},
 		{"containerd", "v2.0.9", []string{"CVE-2026-53488"}},
@@ -167,13 +167,13 @@ func TestAdvisories(t *testing.T) {
 		{"containerd", "v2.1.8", []string{"CVE-2026-53488", "CVE-2026-50195"}},
 		{"containerd", "v2.3.2", nil},
 		{"containerd", "v2.4.2", nil},
-		{"buildkitd", "v0.12.4", []string{"CVE-2024-23651", "CVE-2026-33747", "GHSA-7236-3392-c5c6", "CVE-2026-15791"}},
-		{"buildkitd", "v0.31.1", []string{"CVE-2026-15791"}},
-		{"buildkitd", "v0.31.2", nil},
+		{"buildkitd", "v0.12.4", []string{"CVE-2024-23651", "CVE-2026-33747", "GHSA-7236-3392-c5c6", "CVE-2026-15791", "CVE-2026-93320", "GHSA-w26x-xg27-7qjc"}},
+		{"buildkitd", "v0.31.1", []string{"CVE-2026-15791", "CVE-2026-93320", "GHSA-w26x-xg27-7qjc"}},
+		{"buildkitd", "v0.31.2", []string{"CVE-2026-93320", "GHSA-w26x-xg27-7qjc"}},
 		{"buildkitd", "v0.34.2", nil},
-		{"dockerd", "v2.0.0-beta.7", []string{"CVE-2026-34040", "CVE-2026-41567", "GHSA-7236-3392-c5c6"}},
-		{"dockerd", "v2.0.0-beta.13", []string{"CVE-2026-41567", "GHSA-7236-3392-c5c6"}},
-		{"dockerd", "v2.0.0-beta.18", []string{"GHSA-7236-3392-c5c6"}},
+		{"dockerd", "v2.0.0-beta.7", []string{"CVE-2026-34040", "CVE-2026-41567", "GHSA-7236-3392-c5c6", "CVE-2026-93320"}},
+		{"dockerd", "v2.0.0-beta.13", []string{"CVE-2026-41567", "GHSA-7236-3392-c5c6", "CVE-2026-93320"}},
+		{"dockerd", "v2.0.0-beta.18", []string{"GHSA-7236-3392-c5c6", "CVE-2026-93320"}},
 		{"dockerd", "v2.0.0-beta.24", nil},
 		{"dockerd", "v2.0.0", nil},
 		{"docker", "v29.9.3", nil}, // a client
