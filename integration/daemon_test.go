@@ -29,13 +29,40 @@ type daemon struct {
 	uid   uint32 // of the command line, if not root
 	cmd   *exec.Cmd
 	log   *bytes.Buffer
-	shims []string // sockets of shims that are not the daemon's
+	// before is what traces there were of others.
+	before []string
 }
 
-// shimSockets are where containerd's shims listen, whoever's they are.
-func shimSockets() []string {
+// newDaemon returns a daemon that is not started. What is there now, it need not clean up.
+func newDaemon(t *testing.T, bin, state string, flags ...string) *daemon {
+	return &daemon{t: t, bin: bin, state: state, flags: append(flags, "--state-dir", state), before: traces()}
+}
+
+// traces are what daemons leave on a machine that does not say whose it is: the sockets of shims, and the
+// machine's ends of veth pairs, which go with the network namespaces at the other end.
+func traces() (all []string) {
 	sockets, _ := filepath.Glob("/run/containerd/s/*")
-	return sockets
+	for _, socket := range sockets {
+		all = append(all, "socket "+socket)
+	}
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		if strings.HasPrefix(i.Name, "veth") {
+			all = append(all, "interface "+i.Name)
+		}
+	}
+	return all
+}
+
+// newTraces are those that were not there before, a moment after the end: the kernel takes its time to remove a
+// network namespace.
+func (d *daemon) newTraces() (left []string) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		left = slices.DeleteFunc(traces(), func(trace string) bool { return slices.Contains(d.before, trace) })
+		if len(left) == 0 || time.Now().After(deadline) {
+			return left
+		}
+	}
 }
 
 // startDaemon starts a daemon that is stopped, and looked after, at the end of the test.
@@ -55,7 +82,7 @@ func startDaemonIn(t *testing.T, bin, state, config string) *daemon {
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{t: t, bin: bin, state: state, flags: []string{"--config", file, "--state-dir", state}, shims: shimSockets()}
+	d := newDaemon(t, bin, state, "--config", file)
 	d.start()
 	t.Cleanup(func() {
 		d.stop(syscall.SIGTERM)
@@ -155,11 +182,7 @@ func (d *daemon) nothingLeft() {
 			left = append(left, "loop "+string(file))
 		}
 	}
-	for _, socket := range shimSockets() {
-		if !slices.Contains(d.shims, socket) {
-			left = append(left, "socket "+socket)
-		}
-	}
+	left = append(left, d.newTraces()...)
 	scratch, _ := filepath.Glob(filepath.Join(d.state, "disks/scratch/*"))
 	left = append(left, scratch...)
 	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -172,13 +195,6 @@ func (d *daemon) nothingLeft() {
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
 		groups, _ := filepath.Glob(pattern + instance)
 		left = append(left, groups...)
-	}
-	// A veth pair and its network namespace go together; the machine's end has the subnet's first address.
-	addrs, _ := net.InterfaceAddrs()
-	for _, a := range addrs {
-		if strings.HasPrefix(a.String(), "10.214.") {
-			left = append(left, "an interface with the address "+a.String())
-		}
 	}
 	if _, err := os.Lstat("/run/runnerd-claims/" + instance + ".json"); err == nil {
 		left = append(left, "the claim of "+instance)

@@ -172,7 +172,7 @@ func TestRefusedStarts(t *testing.T) {
 			if err := os.WriteFile(file, []byte(config+"images: {preload: ["+debianOnly(t)+"]}\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			refused := &daemon{t: t, bin: d.bin, state: state, flags: append([]string{"--config", file, "--state-dir", state}, c.flags...)}
+			refused := newDaemon(t, d.bin, state, append([]string{"--config", file}, c.flags...)...)
 			if c.uid != 0 { // the binary and the directories must be reachable for it
 				refused.uid = c.uid
 				refused.bin = filepath.Join(state, "runnerd")
@@ -237,7 +237,7 @@ func TestKilledDaemonsClaim(t *testing.T) {
 	d.stop(syscall.SIGKILL)
 	state := stateDir(t)
 	config := filepath.Join(d.state, "runnerd.yaml")
-	other := &daemon{t: t, bin: d.bin, state: state, flags: []string{"--config", config, "--state-dir", state}}
+	other := newDaemon(t, d.bin, state, "--config", config)
 	_, stderr, code := other.run("serve")
 	for _, want := range []string{"was killed", d.state, "start that one again", "network.subnet", "uid_range.first"} {
 		if code != 125 || !strings.Contains(stderr, want) {
