@@ -50,13 +50,13 @@ guest test: PACKAGES += $(GUEST_PACKAGES)
 
 guest: images build ## the tests that matter on cgroup version 2, in an emulated machine that has it
 	@integration/guest/build.sh "$(CURDIR)/bin/guest"
-	@go test -tags integration -count 1 -timeout 20m -v ./integration/guest | grep -vE '^ *=== '
+	@go test -tags integration -count 1 -timeout 20m -v ./integration/guest | grep --line-buffered -vE '^ *=== '
 
 test: images build ## all tests; on cgroup version 2, the main ones of "make guest"
 	@go test ./...
-	@go test -tags integration -p 1 -count 1 -timeout 30m -v ./integration ./buildkit | grep -vE '^=== ' 
+	@go test -tags integration -p 1 -count 1 -timeout 30m -v ./integration ./buildkit | grep --line-buffered -vE '^=== ' 
 	@integration/guest/build.sh "$(CURDIR)/bin/guest"
-	@go test -tags integration -count 1 -timeout 20m -short -v ./integration/guest | grep -vE '^ *=== '
+	@go test -tags integration -count 1 -timeout 20m -short -v ./integration/guest | grep --line-buffered -vE '^ *=== '
 
 # SC2046 is meant where it is: a list of files without blanks. engines/build.sh is in the hash of the engines.
 lint: ## gofumpt, vet, staticcheck, shellcheck
@@ -67,7 +67,7 @@ lint: ## gofumpt, vet, staticcheck, shellcheck
 	@shellcheck --severity warning --exclude SC2046 $$(git ls-files '*.sh')
 
 bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|memory|density|mask)
-	@go test -tags integration,bench -count 1 -timeout 60m -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep -vE "^ *(=== |--- )"
+	@go test -tags integration,bench -count 1 -timeout 60m -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
 
 clean: ## remove what was built
 	rm -rf bin
