@@ -29,7 +29,11 @@ func TestLogMask(t *testing.T) {
 		}
 	}
 	for _, part := range []struct{ step, text string }{
-		{"a", "before s3cr"}, {"b", "et-token is no secret, but s3cret-"}, {"a", "et-tok"}, {"a", "en after"}, {"b", "token is"},
+		{"a", "before s3cr"},
+		{"b", "et-token is no secret, but s3cret-"},
+		{"a", "et-tok"},
+		{"a", "en after"},
+		{"b", "token is"},
 		{"c", "ends with s3cret-to"},
 	} {
 		status := &bkclient.SolveStatus{Logs: []*bkclient.VertexLog{{Vertex: digest.Digest(part.step), Stream: 1, Data: []byte(part.text)}}}
