@@ -57,7 +57,7 @@ func traces() (all []string) {
 // newTraces are those that were not there before, a moment after the end: the kernel takes its time to remove a
 // network namespace.
 func (d *daemon) newTraces() (left []string) {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		left = slices.DeleteFunc(traces(), func(trace string) bool { return slices.Contains(d.before, trace) })
 		if len(left) == 0 || time.Now().After(deadline) {
 			return left

@@ -25,16 +25,15 @@ const sweepParallel = 16
 // endShims ends the containerd and the shims of an earlier run and removes what they kept of their tasks, before
 // a new containerd starts: asked to do it, it would run three programs for each of what may be 1,000 sandboxes.
 func (d *Driver) endShims(ctx context.Context) error {
-	if err := (cgroup{h: d.cgroups, path: "/" + d.cfg.Name}).kill(ctx); err != nil {
-		return err
-	}
 	run := filepath.Join(d.cfg.RunDir, "containerd")
-	config, socket := filepath.Join(run, "containerd.toml"), filepath.Join(run, "containerd.sock")
-	// First containerd, which is ending already: it would look after its shims.
-	if err := endProcesses(ctx, "containerd", config, time.Second); err != nil {
+	// In this order nobody looks after those whose end comes next.
+	if err := endProcesses(ctx, "containerd", filepath.Join(run, "containerd.toml")); err != nil {
 		return err
 	}
-	if err := endProcesses(ctx, "containerd-shim-runc-v2", socket, 0); err != nil {
+	if err := endProcesses(ctx, "containerd-shim-runc-v2", filepath.Join(run, "containerd.sock")); err != nil {
+		return err
+	}
+	if err := (cgroup{h: d.cgroups, path: "/" + d.cfg.Name}).kill(ctx); err != nil {
 		return err
 	}
 	const tasks = "io.containerd.runtime.v2.task"
@@ -63,9 +62,8 @@ func (d *Driver) endShims(ctx context.Context) error {
 	return nil
 }
 
-// endProcesses kills the processes of a program that have argument among their arguments, when they have not
-// ended by themselves after patience, and waits for their end.
-func endProcesses(ctx context.Context, program, argument string, patience time.Duration) error {
+// endProcesses kills the processes of a program that have argument among their arguments, and waits for their end.
+func endProcesses(ctx context.Context, program, argument string) error {
 	find := func() (pids []int) {
 		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, file := range files {
@@ -82,11 +80,7 @@ func endProcesses(ctx context.Context, program, argument string, patience time.D
 		}
 		return pids
 	}
-	pids := find()
-	for began := time.Now(); len(pids) > 0 && time.Since(began) < patience; pids = find() {
-		time.Sleep(20 * time.Millisecond)
-	}
-	for ; len(pids) > 0; pids = find() {
+	for pids := find(); len(pids) > 0; pids = find() {
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
