@@ -21,6 +21,9 @@ import (
 	"github.com/runnerd/runnerd/sandbox/initd"
 )
 
+// taskTimeout bounds how long containerd may take to make or start a task; 70 ms are usual.
+const taskTimeout = 30 * time.Second
+
 // initTimeout bounds how long a member's init may take to answer; 1 ms is usual.
 const initTimeout = 10 * time.Second
 
@@ -84,7 +87,8 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 	}
 	spec := specOf(m, sb.spec.ID, filepath.Join(sb.d.cfg.EngineDir, "runnerd-init"), binds)
 
-	cctx := sb.d.context(ctx)
+	cctx, cancel := sb.d.uncancelled(ctx)
+	defer cancel()
 	id := sb.containerID(m.name)
 	m.container, err = sb.d.client.NewContainer(cctx, id, client.WithSpec(spec),
 		client.WithRuntime("io.containerd.runc.v2", &options.Options{
@@ -96,6 +100,9 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 	}
 	if m.task, err = m.container.NewTask(cctx, cio.NullIO); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
 	if m.engine {
 		if err := sb.cgroup.delegate(m.name, base); err != nil {
@@ -112,13 +119,22 @@ func (m *member) start(ctx context.Context) (err error) {
 			err = errors.Join(fmt.Errorf("start container %s: %w", m.container.ID(), err), m.discard(ctx))
 		}
 	}()
-	if err := m.task.Start(m.sb.d.context(ctx)); err != nil {
+	starting, cancel := m.sb.d.uncancelled(ctx)
+	defer cancel()
+	if err := m.task.Start(starting); err != nil {
 		return err
 	}
 	connect, cancel := context.WithTimeoutCause(ctx, initTimeout, errors.New("its init does not answer"))
 	defer cancel()
 	m.init, err = initd.Connect(connect, int(m.task.Pid()))
 	return err
+}
+
+// uncancelled returns a context for what containerd does to a task. It does not end with ctx: what containerd
+// was doing when a call is cancelled it cleans up on its own time, and a shim may be left; what is complete,
+// remove removes.
+func (d *Driver) uncancelled(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(context.WithoutCancel(d.context(ctx)), taskTimeout, errors.New("containerd does not answer in time"))
 }
 
 // discard closes a member whose start has failed, however much time that left.
