@@ -6,6 +6,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -55,7 +56,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func startMachine() (*machine, func(), error) {
+func startMachine() (_ *machine, _ func(), err error) {
 	bin, err := filepath.Abs("../bin")
 	if err != nil {
 		return nil, nil, err
@@ -64,6 +65,11 @@ func startMachine() (*machine, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, nil, err
 	}
