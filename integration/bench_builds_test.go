@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,26 +98,14 @@ func writeAll(w *tar.Writer, text string) error {
 	return err
 }
 
-func writeFiles(t *testing.T, dir string, files map[string]string) {
-	t.Helper()
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 func benchBuilds(t *testing.T) {
 	d := startDaemon(t, "builder: {idle: 10m}\n")
 	registry := fmt.Sprintf("127.0.0.1:%d", host.port)
 	b, _ := startBuildkitd(t, registry)
 	t.Cleanup(b.stop)
 
-	cached := t.TempDir()
-	writeFiles(t, cached, map[string]string{
-		"Dockerfile": "FROM debian:bookworm-slim\nCOPY a /a\nRUN echo one >/one\nCOPY b /b\nRUN echo two >/two\nCOPY c /c\n",
-		"a":          "a", "b": "b", "c": "c",
-	})
+	cached := files(t, "Dockerfile", "FROM debian:bookworm-slim\nCOPY a /a\nRUN echo one >/one\nCOPY b /b\nRUN echo two >/two\nCOPY c /c\n",
+		"a", "a", "b", "b", "c", "c")
 	ours := func() time.Duration { return timed(t, d.command("build", "--progress", "quiet", cached)) }
 	peer := func() time.Duration { return timed(t, b.buildctl(cached)) }
 	ours()
@@ -159,17 +148,11 @@ func benchBuilds(t *testing.T) {
 	}
 }
 
-var trivialBuilds = struct {
-	sync.Mutex
-	n int
-}{}
+var trivialBuilds atomic.Int64
 
 // trivialBuild is a build that nobody has built before.
 func trivialBuild(who string) map[string]string {
-	trivialBuilds.Lock()
-	defer trivialBuilds.Unlock()
-	trivialBuilds.n++
-	id := fmt.Sprintf("%s-%d", who, trivialBuilds.n)
+	id := fmt.Sprintf("%s-%d", who, trivialBuilds.Add(1))
 	return map[string]string{
 		"Dockerfile": "FROM debian:bookworm-slim\nCOPY a /a\nCOPY b /b\nRUN echo " + id + " >/c\n",
 		"a":          "a " + id, "b": "b " + id,

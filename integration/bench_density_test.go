@@ -63,18 +63,7 @@ func benchMemory(t *testing.T) {
 }
 
 // shims are the containerd shims of a sandbox.
-func shims(id string) (pids []int) {
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		if strings.Contains(string(text), "containerd-shim") && strings.Contains(string(text), "-id\x00"+id+".") {
-			if pid, err := strconv.Atoi(strings.Split(file, "/")[2]); err == nil {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids
-}
+func shims(id string) []int { return processesWith("-id\x00" + id + ".") }
 
 // pss is a process's proportional set size in bytes.
 func pss(pid int) int64 { return procField(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:") << 10 }

@@ -263,11 +263,7 @@ func (d *bareDockerd) load(ref string) {
 
 func (d *bareDockerd) stop() {
 	d.t.Helper()
-	stopProcess(d.t, d.cmd)
-	removeBenchCgroup(d.t)
-	if err := os.RemoveAll(d.dir); err != nil {
-		d.t.Error(err)
-	}
+	stopPeer(d.t, d.cmd, d.dir)
 }
 
 // bareBuildkitd is the pinned buildkitd as root of the machine, configured as our workers are.
@@ -332,19 +328,20 @@ func (b *bareBuildkitd) buildctl(dir string, args ...string) *exec.Cmd {
 
 func (b *bareBuildkitd) stop() {
 	b.t.Helper()
-	stopProcess(b.t, b.cmd)
-	removeBenchCgroup(b.t)
-	if err := os.RemoveAll(b.dir); err != nil {
-		b.t.Error(err)
-	}
+	stopPeer(b.t, b.cmd, b.dir)
 }
 
-func stopProcess(t *testing.T, cmd *exec.Cmd) {
+// stopPeer ends a peer and removes what it does not: its directory and its cgroup.
+func stopPeer(t *testing.T, cmd *exec.Cmd, dir string) {
 	t.Helper()
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	killer := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
 	defer killer.Stop()
 	_ = cmd.Wait()
+	removeBenchCgroup(t)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
 }
 
 // removeBenchCgroup removes the cgroups of peers, which do not remove them themselves.

@@ -169,14 +169,12 @@ func (c cgroup) delegateDown() error {
 func (c cgroup) limit(l sandbox.Limits) error {
 	const period = 100_000 // microseconds
 	quota := int64(l.CPU) * period / 1000
-	type setting struct{ controller, file, value string }
 	var settings []setting
 	if c.h.unified {
 		settings = []setting{
 			{"", "memory.max", strconv.FormatInt(l.Memory, 10)},
 			{"", "memory.swap.max", "0"},
 			{"", "cpu.max", fmt.Sprintf("%d %d", quota, period)},
-			{"", "cpu.weight", strconv.FormatInt(weight(l.CPU), 10)},
 			{"", "pids.max", strconv.FormatInt(l.PIDs, 10)},
 		}
 	} else {
@@ -187,33 +185,40 @@ func (c cgroup) limit(l sandbox.Limits) error {
 			{"memory", "memory.memsw.limit_in_bytes", memory},
 			{"cpu", "cpu.cfs_period_us", strconv.Itoa(period)},
 			{"cpu", "cpu.cfs_quota_us", strconv.FormatInt(quota, 10)},
-			{"cpu", "cpu.shares", strconv.FormatInt(shares(l.CPU), 10)},
 			{"pids", "pids.max", strconv.FormatInt(l.PIDs, 10)},
 		}
 	}
 	for _, s := range settings {
-		err := os.WriteFile(filepath.Join(c.dir(s.controller), s.file), []byte(s.value), 0o644)
-		swapless := errors.Is(err, fs.ErrNotExist) && strings.Contains(s.file, "sw") // kernels without swap accounting
-		if err != nil && !swapless {
-			return fmt.Errorf("limit cgroup %s: write %s to %s: %w", c.path, s.value, s.file, err)
+		if err := c.write(s); err != nil {
+			return err
 		}
+	}
+	return c.weigh(l.CPU)
+}
+
+// setting is a value for a file of the subtree's root.
+type setting struct{ controller, file, value string }
+
+func (c cgroup) write(s setting) error {
+	err := os.WriteFile(filepath.Join(c.dir(s.controller), s.file), []byte(s.value), 0o644)
+	swapless := errors.Is(err, fs.ErrNotExist) && strings.Contains(s.file, "sw") // kernels without swap accounting
+	if err != nil && !swapless {
+		return fmt.Errorf("limit cgroup %s: write %s to %s: %w", c.path, s.value, s.file, err)
 	}
 	return nil
 }
 
 // weigh sets how much of the processors the subtree gets when others want them too: as much as that many
 // processes do that each keep a processor busy.
+//
+// A processor is 100 of v2's weight and 1024 of v1's shares, what the kernel gives to a cgroup that does not say
+// (kernel/sched/core.c).
 func (c cgroup) weigh(cpu sandbox.MilliCPU) error {
 	if c.h.unified {
-		return os.WriteFile(filepath.Join(c.dir(""), "cpu.weight"), strconv.AppendInt(nil, weight(cpu), 10), 0o644)
+		return c.write(setting{"", "cpu.weight", strconv.FormatInt(min(max(int64(cpu)/10, 1), 10_000), 10)})
 	}
-	return os.WriteFile(filepath.Join(c.dir("cpu"), "cpu.shares"), strconv.AppendInt(nil, shares(cpu), 10), 0o644)
+	return c.write(setting{"cpu", "cpu.shares", strconv.FormatInt(min(max(int64(cpu)*1024/1000, 2), 262_144), 10)})
 }
-
-// weight is for v2's cpu.weight, shares for v1's cpu.shares: a processor is 100 of the one and 1024 of the
-// other, what the kernel gives to a cgroup that does not say (kernel/sched/core.c).
-func weight(cpu sandbox.MilliCPU) int64 { return min(max(int64(cpu)/10, 1), 10_000) }
-func shares(cpu sandbox.MilliCPU) int64 { return min(max(int64(cpu)*1024/1000, 2), 262_144) }
 
 // delegate gives a part of the subtree to the sandbox's root, so that an engine can make cgroups there:
 // the directory and the files that move processes and enable controllers, not the limits
@@ -239,22 +244,31 @@ func (c cgroup) usage() sandbox.Usage {
 		u.CPU = time.Duration(field(dir, "cpu.stat", "usage_usec")) * time.Microsecond
 		u.Memory, u.MemoryPeak = number(dir, "memory.current"), number(dir, "memory.peak")
 		u.PIDs = number(dir, "pids.current")
-		u.OOMKills = field(dir, "memory.events", "oom_kill")
+		u.OOMKills = c.oomKills()
 		return u
 	}
 	u.CPU = time.Duration(number(c.dir("cpuacct"), "cpuacct.usage"))
 	memory := c.dir("memory")
 	u.Memory, u.MemoryPeak = number(memory, "memory.usage_in_bytes"), number(memory, "memory.max_usage_in_bytes")
 	u.PIDs = number(c.dir("pids"), "pids.current")
+	u.OOMKills = c.oomKills()
+	return u
+}
+
+// oomKills is how many processes of the subtree were killed for want of memory.
+func (c cgroup) oomKills() (n int64) {
+	memory := c.dir("memory")
+	if c.h.unified {
+		return field(memory, "memory.events", "oom_kill")
+	}
 	// v1 counts a kill where the victim was, not in the ancestors (mm/memcontrol.c, memcg_memory_event).
 	_ = filepath.WalkDir(memory, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
-			u.OOMKills += field(path, "memory.oom_control", "oom_kill")
+			n += field(path, "memory.oom_control", "oom_kill")
 		}
 		return nil
 	})
-	u.OOMKills = max(u.OOMKills, c.ooms.count()) // the victim's cgroup may be gone
-	return u
+	return max(n, c.ooms.count()) // the victim's cgroup may be gone
 }
 
 // kill ends every process of the subtree and waits until there is none. Killing them one by one loses

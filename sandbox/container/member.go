@@ -174,10 +174,10 @@ func (m *member) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, err
 	if p.User == "" {
 		p.User = m.user
 	}
-	before := m.sb.cgroup.usage().OOMKills
+	before := m.sb.cgroup.oomKills()
 	exit, err := m.init.Exec(ctx, p)
 	if err == nil && !exit.Success() {
-		exit.OOM = m.sb.cgroup.usage().OOMKills > before
+		exit.OOM = m.sb.cgroup.oomKills() > before
 	}
 	return exit, err
 }

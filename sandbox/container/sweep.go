@@ -26,14 +26,11 @@ const sweepParallel = 16
 // a new containerd starts: asked to do it, it would run three programs for each of what may be 1,000 sandboxes.
 func (d *Driver) endShims(ctx context.Context) error {
 	run := filepath.Join(d.cfg.RunDir, "containerd")
-	// In this order nobody looks after those whose end comes next.
+	// In this order, and before sweep kills the sandboxes, nobody looks after those whose end comes next.
 	if err := endProcesses(ctx, "containerd", filepath.Join(run, "containerd.toml")); err != nil {
 		return err
 	}
 	if err := endProcesses(ctx, "containerd-shim-runc-v2", filepath.Join(run, "containerd.sock")); err != nil {
-		return err
-	}
-	if err := (cgroup{h: d.cgroups, path: "/" + d.cfg.Name}).kill(ctx); err != nil {
 		return err
 	}
 	const tasks = "io.containerd.runtime.v2.task"
