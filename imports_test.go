@@ -15,10 +15,13 @@ func TestImports(t *testing.T) {
 		t.Fatal(err)
 	}
 	may := map[string][]string{ // by the first element of the path
+		"scope":    {},
+		"budget":   {"budget"},
 		"sandbox":  {"sandbox"},
-		"runner":   {"runner", "sandbox"},
-		"buildkit": {"buildkit", "sandbox"},
-		"registry": {"registry"},
+		"runner":   {"runner", "sandbox", "scope"},
+		"buildkit": {"buildkit", "sandbox", "scope", "budget"},
+		"registry": {"registry", "scope", "budget"},
+		"cache":    {"cache", "scope", "budget"},
 	}
 	for line := range strings.Lines(string(out)) {
 		fields := strings.Fields(line)

@@ -2,8 +2,6 @@ package buildkit
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +15,7 @@ import (
 	"github.com/moby/buildkit/client"
 
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 const (
@@ -31,16 +30,16 @@ const (
 	closeTimeout = 30 * time.Second
 )
 
-// worker is one project's, from its first use to its end.
+// worker is one scope's, from its first use to its end.
 type worker struct {
-	project string
-	cancel  context.CancelCauseFunc // of its start
-	ready   chan struct{}           // closed when what follows is set
-	err     error
-	sb      sandbox.Sandbox
-	client  *client.Client
-	exited  chan struct{} // closed when buildkitd has ended
-	gone    chan struct{} // closed when nothing of it is left
+	scope  scope.Scope
+	cancel context.CancelCauseFunc // of its start
+	ready  chan struct{}           // closed when what follows is set
+	err    error
+	sb     sandbox.Sandbox
+	client *client.Client
+	exited chan struct{} // closed when buildkitd has ended
+	gone   chan struct{} // closed when nothing of it is left
 
 	stopping atomic.Bool
 	signals  chan syscall.Signal // to buildkitd
@@ -51,16 +50,16 @@ type worker struct {
 	idle   *time.Timer
 }
 
-func newWorker(project string) *worker {
+func newWorker(of scope.Scope) *worker {
 	return &worker{
-		project: project, ready: make(chan struct{}), signals: make(chan syscall.Signal, 1),
+		scope: of, ready: make(chan struct{}), signals: make(chan syscall.Signal, 1),
 		exited: make(chan struct{}), gone: make(chan struct{}),
 	}
 }
 
 // launch starts the worker; it is ready when it has answered its first request. On failure nothing is left.
 func (w *worker) launch(ctx context.Context, cfg WorkersConfig) (err error) {
-	id := workerID(w.project)
+	id := workerID(w.scope)
 	spec := sandbox.Spec{
 		ID: id, State: id, Image: cfg.Image, Limits: cfg.Limits,
 		Volumes: map[string]string{StateVolume: StatePath},
@@ -103,7 +102,7 @@ func (w *worker) launch(ctx context.Context, cfg WorkersConfig) (err error) {
 			Files: []*os.File{socket}, Stdout: log, Stderr: log, Signals: w.signals,
 		})
 		if life.Err() == nil && !w.stopping.Load() {
-			cfg.Log.Warn("a builder died", "project", w.project, "exit", exit, "error", err, "log", log.String())
+			cfg.Log.Warn("a builder died", "scope", w.scope, "exit", exit, "error", err, "log", log.String())
 		}
 	}()
 	c, err := client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -173,7 +172,7 @@ func (w *worker) end(log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if err := errors.Join(w.client.Close(), w.sb.Close(ctx)); err != nil {
-		log.Error("close a builder", "project", w.project, "error", err)
+		log.Error("close a builder", "scope", w.scope, "error", err)
 	}
 }
 
@@ -228,8 +227,5 @@ func configure(ctx context.Context, sb sandbox.Sandbox, cfg WorkersConfig) error
 	return err
 }
 
-// workerID names a project's worker and its state: projects are foreign text, so by their hash.
-func workerID(project string) string {
-	sum := sha256.Sum256([]byte(project))
-	return "builder-" + hex.EncodeToString(sum[:8])
-}
+// workerID names a scope's worker and its state.
+func workerID(of scope.Scope) string { return "builder-" + of.ID() }

@@ -85,7 +85,7 @@ func TestWorker(t *testing.T) {
 	lease := func(project string) *Lease {
 		t.Helper()
 		began := time.Now()
-		l, err := ws.Lease(t.Context(), project)
+		l, err := ws.Lease(t.Context(), trusted(project))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/client"
 
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // WorkersConfig is what Workers need to know.
@@ -36,14 +37,14 @@ type WorkersConfig struct {
 	Log         *slog.Logger
 }
 
-// Workers are the BuildKit workers of a machine, one a project. BuildKit is no boundary between its
-// clients (moby/buildkit, PROJECT.md, "Security boundary"), so projects never share one.
+// Workers are the BuildKit workers of a machine, one a scope. BuildKit is no boundary between its
+// clients (moby/buildkit, PROJECT.md, "Security boundary"), so scopes never share one.
 type Workers struct {
 	cfg WorkersConfig
 
 	mu     sync.Mutex
-	all    map[string]*worker // by project
-	ending map[string]*worker // by project; the last one that is on its way out
+	all    map[scope.Scope]*worker // by scope
+	ending map[scope.Scope]*worker // by scope; the last one that is on its way out
 	closed bool
 }
 
@@ -52,10 +53,10 @@ func NewWorkers(cfg WorkersConfig) *Workers {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Workers{cfg: cfg, all: map[string]*worker{}, ending: map[string]*worker{}}
+	return &Workers{cfg: cfg, all: map[scope.Scope]*worker{}, ending: map[scope.Scope]*worker{}}
 }
 
-// Lease lets a job use its project's worker. It is the job's sandbox: what Exec and Usage say is the
+// Lease lets a job use its scope's worker. It is the job's sandbox: what Exec and Usage say is the
 // worker's, but for the OOM kills: whose they were, a lease does not know.
 type Lease struct {
 	sandbox.Sandbox
@@ -81,12 +82,12 @@ func (l *Lease) Unwrap() sandbox.Sandbox { return l.Sandbox }
 
 var errClosed = errors.New("the builders are stopped: runnerd is shutting down")
 
-// Lease returns a lease of a project's worker, starting the worker if there is none or the last has died.
-// Leases of one project share its worker, and its start. ctx covers the wait only: a start goes on when the
+// Lease returns a lease of a scope's worker, starting the worker if there is none or the last has died.
+// Leases of one scope share its worker, and its start. ctx covers the wait only: a start goes on when the
 // one who asked for it first gives up, since others may wait for it.
-func (ws *Workers) Lease(ctx context.Context, project string) (*Lease, error) {
+func (ws *Workers) Lease(ctx context.Context, of scope.Scope) (*Lease, error) {
 	for {
-		w, err := ws.take(ctx, project)
+		w, err := ws.take(ctx, of)
 		if err != nil {
 			return nil, err
 		}
@@ -98,7 +99,7 @@ func (ws *Workers) Lease(ctx context.Context, project string) (*Lease, error) {
 		}
 		if w.err != nil {
 			ws.give(w)
-			return nil, fmt.Errorf("start the builder of project %q: %w", project, w.err)
+			return nil, fmt.Errorf("start the builder of %s: %w", of, w.err)
 		}
 		select {
 		case <-w.exited: // it died since; the next take starts another
@@ -111,19 +112,19 @@ func (ws *Workers) Lease(ctx context.Context, project string) (*Lease, error) {
 	}
 }
 
-// take counts a lease of the project's worker, and starts the worker if there is none.
-func (ws *Workers) take(ctx context.Context, project string) (*worker, error) {
+// take counts a lease of the scope's worker, and starts the worker if there is none.
+func (ws *Workers) take(ctx context.Context, of scope.Scope) (*worker, error) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	if ws.closed {
 		return nil, errClosed
 	}
-	w := ws.all[project]
+	w := ws.all[of]
 	if w == nil {
-		w = newWorker(project)
-		ws.all[project] = w
+		w = newWorker(of)
+		ws.all[of] = w
 		ctx, w.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-		go ws.start(ctx, w, ws.ending[project])
+		go ws.start(ctx, w, ws.ending[of])
 	}
 	w.leases++
 	if w.idle != nil {
@@ -142,8 +143,8 @@ func (ws *Workers) start(ctx context.Context, w, before *worker) {
 	defer cancel()
 	if w.err = w.launch(ctx, ws.cfg); w.err != nil {
 		ws.mu.Lock()
-		if ws.all[w.project] == w {
-			delete(ws.all, w.project) // the next lease tries again
+		if ws.all[w.scope] == w {
+			delete(ws.all, w.scope) // the next lease tries again
 		}
 		ws.mu.Unlock()
 	}
@@ -154,7 +155,7 @@ func (ws *Workers) give(w *worker) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	w.leases--
-	if w.leases > 0 || ws.all[w.project] != w {
+	if w.leases > 0 || ws.all[w.scope] != w {
 		return
 	}
 	w.idle = time.AfterFunc(ws.cfg.IdleTimeout, func() { ws.retire(w, true) })
@@ -164,16 +165,16 @@ func (ws *Workers) give(w *worker) {
 func (ws *Workers) retire(w *worker, ifIdle bool) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if ws.all[w.project] != w || ifIdle && w.leases > 0 {
+	if ws.all[w.scope] != w || ifIdle && w.leases > 0 {
 		return
 	}
-	delete(ws.all, w.project)
-	ws.ending[w.project] = w
+	delete(ws.all, w.scope)
+	ws.ending[w.scope] = w
 	go func() {
 		w.end(ws.cfg.Log)
 		ws.mu.Lock()
-		if ws.ending[w.project] == w {
-			delete(ws.ending, w.project)
+		if ws.ending[w.scope] == w {
+			delete(ws.ending, w.scope)
 		}
 		ws.mu.Unlock()
 	}()
@@ -205,8 +206,8 @@ func (ws *Workers) Close() {
 		}
 		<-next.gone
 		ws.mu.Lock()
-		if ws.ending[next.project] == next {
-			delete(ws.ending, next.project)
+		if ws.ending[next.scope] == next {
+			delete(ws.ending, next.scope)
 		}
 		ws.mu.Unlock()
 	}

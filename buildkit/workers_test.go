@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // machine makes sandboxes that are none, with a buildkitd that only lists its workers. It is strict: two live
@@ -167,7 +168,7 @@ func TestWorkersShare(t *testing.T) {
 	clients := map[any]bool{}
 	for i := range 20 {
 		wait.Go(func() {
-			l, err := ws.Lease(t.Context(), fmt.Sprint("group/project ", i%2))
+			l, err := ws.Lease(t.Context(), trusted(fmt.Sprint("group/project ", i%2)))
 			if err != nil {
 				t.Error(err)
 				return
@@ -190,7 +191,7 @@ func TestWorkersShare(t *testing.T) {
 	if live, _ := m.count(); live != 0 {
 		t.Errorf("%d sandboxes left", live)
 	}
-	if _, err := ws.Lease(t.Context(), "p"); !errors.Is(err, errClosed) {
+	if _, err := ws.Lease(t.Context(), trusted("p")); !errors.Is(err, errClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -198,7 +199,7 @@ func TestWorkersShare(t *testing.T) {
 func TestWorkersIdle(t *testing.T) {
 	m := newMachine(t)
 	ws := m.workers(20 * time.Millisecond)
-	l, err := ws.Lease(t.Context(), "p")
+	l, err := ws.Lease(t.Context(), trusted("p"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +218,7 @@ func TestWorkersIdle(t *testing.T) {
 	for range 4 {
 		wait.Go(func() {
 			for range 15 {
-				l, err := ws.Lease(t.Context(), "p")
+				l, err := ws.Lease(t.Context(), trusted("p"))
 				if err != nil {
 					t.Error(err)
 					return
@@ -233,14 +234,14 @@ func TestWorkersIdle(t *testing.T) {
 func TestWorkersRestart(t *testing.T) {
 	m := newMachine(t)
 	ws := m.workers(time.Hour)
-	first, err := ws.Lease(t.Context(), "p")
+	first, err := ws.Lease(t.Context(), trusted("p"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer first.Close(t.Context())
 	close(first.Sandbox.(*fake).crash)
 	eventually(t, "a dead worker is replaced", func() bool {
-		l, err := ws.Lease(t.Context(), "p")
+		l, err := ws.Lease(t.Context(), trusted("p"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -266,7 +267,7 @@ func TestWorkersRefuse(t *testing.T) {
 			c.change(m)
 			ws := m.workers(time.Hour)
 			for range 2 { // the second tries again
-				if _, err := ws.Lease(t.Context(), "p"); err == nil || !strings.Contains(err.Error(), c.want) {
+				if _, err := ws.Lease(t.Context(), trusted("p")); err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("got %v, want %s", err, c.want)
 				}
 			}
@@ -285,7 +286,7 @@ func TestWorkersCloseWhileStarting(t *testing.T) {
 	gone := errors.New("gone")
 	ended := make(chan error, 2)
 	for range 2 {
-		go func() { _, err := ws.Lease(ctx, "p"); ended <- err }()
+		go func() { _, err := ws.Lease(ctx, trusted("p")); ended <- err }()
 	}
 	time.Sleep(10 * time.Millisecond)
 	cancel(gone)
@@ -294,7 +295,7 @@ func TestWorkersCloseWhileStarting(t *testing.T) {
 			t.Errorf("a lease whose job is gone: %v", err)
 		}
 	}
-	go func() { _, err := ws.Lease(t.Context(), "p"); ended <- err }()
+	go func() { _, err := ws.Lease(t.Context(), trusted("p")); ended <- err }()
 	time.Sleep(10 * time.Millisecond)
 	ws.Close()
 	if err := <-ended; !errors.Is(err, errClosed) {
@@ -332,4 +333,8 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%s: not in\n%s", what, cfg.config())
 		}
 	}
+}
+
+func trusted(project string) scope.Scope {
+	return scope.Scope{Forge: scope.Local, Project: project, Trust: scope.Trusted}
 }

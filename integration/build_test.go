@@ -16,6 +16,7 @@ import (
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 func newWorkers(t *testing.T) *buildkit.Workers {
@@ -71,7 +72,7 @@ target "broken" { dockerfile-inline = "FROM debian:bookworm-slim\nRUN exit 3\n" 
 	}
 	ws := newWorkers(t)
 	began := time.Now()
-	lease, err := ws.Lease(t.Context(), "it")
+	lease, err := ws.Lease(t.Context(), trusted("it"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,4 +101,8 @@ target "broken" { dockerfile-inline = "FROM debian:bookworm-slim\nRUN exit 3\n" 
 	if _, err := run("broken"); !errors.As(err, &step) || step.Code != 3 {
 		t.Errorf("broken: got %v, want exit code 3", err)
 	}
+}
+
+func trusted(project string) scope.Scope {
+	return scope.Scope{Forge: scope.Local, Project: project, Trust: scope.Trusted}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // Request asks for a job. It is what the API takes, what the queue stores, and what a forge's job is
@@ -16,8 +17,8 @@ import (
 type Request struct {
 	ID      string          `json:"id"` // a sandbox id (sandbox.CheckID); the daemon gives it
 	Name    string          `json:"name,omitempty"`
-	Project string          `json:"project,omitempty"` // whose caches the job may share; "" is "default"
-	Group   string          `json:"group,omitempty"`   // jobs submitted together, such as the targets of one build
+	Scope   scope.Scope     `json:"scope"`           // whose caches the job shares; the daemon computes it
+	Group   string          `json:"group,omitempty"` // jobs submitted together, such as the targets of one build
 	Nesting sandbox.Nesting `json:"sandbox"`
 	Image   string          `json:"image,omitempty"`
 	Env     []string        `json:"env,omitempty"`

@@ -68,7 +68,7 @@ them while it runs.
 	flags.BoolVar(&f.Push, "push", false, "push the images to the registry that their tags name")
 	flags.BoolVar(&f.NoCache, "no-cache", false, "do not use the cache")
 	flags.BoolVar(&f.Pull, "pull", false, "look for newer base images")
-	flags.StringVar(&f.Project, "project", "", "`PROJECT` whose caches the build may share")
+	whoseFlags(flags, &f.Whose)
 	flags.Var(&f.timeout, "timeout", "`DURATION` after which a target is ended, such as 30m")
 	flags.StringVar(&f.progress, "progress", "auto", "`MODE` of the progress: auto, tty, plain, rawjson or quiet")
 	flags.BoolVar(&f.asJSON, "json", false, "print the finished jobs as JSON")

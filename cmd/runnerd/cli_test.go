@@ -198,7 +198,7 @@ func TestRunEnvironmentAndLimits(t *testing.T) {
 		t.Errorf("%+v", script)
 	}
 	if got.Limits != (sandbox.Limits{CPU: 500, Memory: 64 << 20, PIDs: 7, Disk: 1 << 30}) || time.Duration(got.Timeout) != 90*time.Second ||
-		got.Image != "x" || got.Name != "n" || got.Project != "p" || !got.Attach {
+		got.Image != "x" || got.Name != "n" || got.Scope.Project != "p" || !got.Attach {
 		t.Errorf("%+v", got)
 	}
 	last := map[string]string{}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -36,6 +37,12 @@ func (f *textFlag[T, P]) String() string {
 }
 
 func (f *textFlag[T, P]) Type() string { return "value" }
+
+// whoseFlags are those that say whose caches a job shares.
+func whoseFlags(flags *pflag.FlagSet, w *api.Whose) {
+	flags.StringVar(&w.Project, "project", "", "`PROJECT` whose caches are shared (default: default)")
+	flags.BoolVar(&w.Untrusted, "untrusted", false, "read the project's caches only: nothing that is written outlives the project's untrusted jobs")
+}
 
 // limitFlags are those of a sandbox's limits.
 type limitFlags struct {

@@ -43,9 +43,6 @@ func prepare(c *config.Config) func(*runner.Request) error {
 		} else if _, err := reference.ParseNormalizedNamed(r.Image); err != nil {
 			return fmt.Errorf("%w: image %q: %w", api.ErrInvalid, r.Image, err)
 		}
-		if r.Project == "" {
-			r.Project = "default"
-		}
 		if r.Timeout == 0 {
 			r.Timeout = runner.Duration(c.Timeout.Default)
 		}

@@ -23,12 +23,13 @@ import (
 )
 
 type runFlags struct {
-	image, sandbox, name, project string
-	user, workdir                 string
-	env, envFiles                 []string
-	timeout                       textFlag[config.Duration, *config.Duration]
-	detach, interactive, tty      bool
-	limits                        limitFlags
+	image, sandbox, name     string
+	whose                    api.Whose
+	user, workdir            string
+	env, envFiles            []string
+	timeout                  textFlag[config.Duration, *config.Duration]
+	detach, interactive, tty bool
+	limits                   limitFlags
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -58,7 +59,7 @@ the job.
 	flags.StringVar(&f.image, "image", "", "`IMAGE` of the command's root file system (default: the configured one)")
 	flags.StringVar(&f.sandbox, "sandbox", "container", "`NESTING` of the sandbox: container or container/dind")
 	flags.StringVar(&f.name, "name", "", "`NAME` of the job, for people")
-	flags.StringVar(&f.project, "project", "", "`PROJECT` whose caches the job may share")
+	whoseFlags(flags, &f.whose)
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment `KEY=VALUE`, or KEY to take it over from here; may be repeated")
 	flags.StringArrayVar(&f.envFiles, "env-file", nil, "`FILE` of KEY=VALUE lines; may be repeated")
 	flags.StringVarP(&f.user, "user", "u", "", "`USER`[:GROUP] to run as (default: the image's)")
@@ -224,7 +225,7 @@ func (a *app) submission(f runFlags, args []string) (api.Submission, error) {
 		return api.Submission{}, fmt.Errorf("--sandbox: %w", err)
 	}
 	s := api.Submission{
-		Name: f.name, Project: f.project, Sandbox: nesting, Image: f.image, Limits: f.limits.limits(),
+		Name: f.name, Whose: f.whose, Sandbox: nesting, Image: f.image, Limits: f.limits.limits(),
 		Timeout: runner.Duration(f.timeout.value), Script: api.Script{Command: args, User: f.user, Dir: f.workdir},
 	}
 	if s.Name == "" {

@@ -259,11 +259,7 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		return nil, err
 	}
 	if j.Kind == api.KindBuild {
-		project := j.Project
-		if project == "" {
-			project = "default"
-		}
-		lease, err := a.workers.Lease(ctx, project)
+		lease, err := a.workers.Lease(ctx, j.Scope)
 		if err != nil {
 			return nil, err // not a nil *Lease in an interface
 		}

@@ -50,11 +50,15 @@ func (s *Server) build(ctx context.Context, in *body[Build]) (_ *body[Accepted],
 	if len(targets) == 0 {
 		return nil, problem(fmt.Errorf("%w: there is nothing to build", ErrInvalid))
 	}
+	whose, err := b.scope()
+	if err != nil {
+		return nil, problem(err)
+	}
 	requests := make([]runner.Request, len(targets))
 	secrets := map[string][]string{}
 	for i, t := range targets {
 		r := t.Request
-		r.ID, r.Group, r.Project, r.Kind, r.Timeout = newID(), b.Workspace, b.Project, KindBuild, b.Timeout
+		r.ID, r.Group, r.Scope, r.Kind, r.Timeout = newID(), b.Workspace, whose, KindBuild, b.Timeout
 		if err := s.cfg.Prepare(&r); err != nil {
 			return nil, problem(err)
 		}

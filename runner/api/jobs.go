@@ -72,8 +72,12 @@ func (s *Server) submit(ctx context.Context, in *body[Submission]) (*body[Job], 
 	if err != nil {
 		return nil, problem(err)
 	}
+	whose, err := sub.scope()
+	if err != nil {
+		return nil, problem(err)
+	}
 	r := runner.Request{
-		ID: newID(), Name: sub.Name, Project: sub.Project, Nesting: sub.Sandbox, Image: sub.Image, Env: sub.Env,
+		ID: newID(), Name: sub.Name, Scope: whose, Nesting: sub.Sandbox, Image: sub.Image, Env: sub.Env,
 		Limits: sub.Limits, Timeout: sub.Timeout, Attach: sub.Attach, Kind: KindScript, Payload: payload,
 	}
 	if err := s.cfg.Prepare(&r); err != nil {

@@ -2,11 +2,13 @@ package api
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // Version is the API's; its paths begin with /v1.
@@ -18,10 +20,33 @@ const (
 	KindBuild  = "build"  // Payload is what the Builder made
 )
 
+// Whose says whose caches a job shares; the daemon computes its scope from it. Who may open the socket is the
+// machine's operator, and trusted.
+type Whose struct {
+	Project   string        `json:"project,omitempty" maxLength:"500" doc:"Of this machine's own; empty: default."`
+	Untrusted bool          `json:"untrusted,omitempty" doc:"The job reads what trusted jobs of its project have cached, and writes nothing that they read."`
+	Origin    *scope.Origin `json:"origin,omitempty" doc:"Where the job comes from, for one who speaks for a forge. It excludes project and untrusted."`
+}
+
+func (w Whose) scope() (scope.Scope, error) {
+	o := scope.Origin{Project: w.Project, Protected: !w.Untrusted}
+	if w.Origin != nil {
+		if w.Project != "" || w.Untrusted {
+			return scope.Scope{}, fmt.Errorf("%w: origin excludes project and untrusted", ErrInvalid)
+		}
+		o = *w.Origin
+	}
+	s, err := scope.Of(o)
+	if err != nil {
+		return s, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return s, nil
+}
+
 // Submission asks for a job that runs one command.
 type Submission struct {
-	Name    string          `json:"name,omitempty" maxLength:"200" doc:"For people; the command if empty."`
-	Project string          `json:"project,omitempty" maxLength:"200" doc:"Whose caches the job may share."`
+	Name string `json:"name,omitempty" maxLength:"200" doc:"For people; the command if empty."`
+	Whose
 	Sandbox sandbox.Nesting `json:"sandbox,omitempty" doc:"The nesting of its sandbox: container (the default) or container/dind."`
 	Image   string          `json:"image,omitempty" maxLength:"500" doc:"Empty: the configured one."`
 	Env     []string        `json:"env,omitempty" maxItems:"10000" doc:"KEY=value, added to the image's."`
@@ -45,8 +70,8 @@ type Script struct {
 
 // Build asks for the targets of a bake file or of a Dockerfile to be built, each as a job.
 type Build struct {
-	Workspace   string                 `json:"workspace" doc:"The context, as /v1/workspaces has named it. A build uses it up."`
-	Project     string                 `json:"project,omitempty" maxLength:"200" doc:"Whose caches the build may share."`
+	Workspace string `json:"workspace" doc:"The context, as /v1/workspaces has named it. A build uses it up."`
+	Whose
 	Files       []string               `json:"files,omitempty" maxItems:"100" doc:"Bake files or one Dockerfile, relative to the workspace. Empty: as docker buildx bake looks for them, then Dockerfile."`
 	Targets     []string               `json:"targets,omitempty" maxItems:"1000" doc:"Targets or groups of a bake file; of a Dockerfile one stage."`
 	Set         []string               `json:"set,omitempty" maxItems:"1000" doc:"Overrides as docker buildx bake --set has them: target.key=value."`
@@ -85,7 +110,7 @@ type Accepted struct {
 type Job struct {
 	ID        string          `json:"id"`
 	Name      string          `json:"name,omitempty"`
-	Project   string          `json:"project,omitempty"`
+	Scope     scope.Scope     `json:"scope" doc:"Whose caches it shares."`
 	Group     string          `json:"group,omitempty"`
 	Kind      string          `json:"kind"`
 	Sandbox   sandbox.Nesting `json:"sandbox,omitempty"`
@@ -115,7 +140,7 @@ type Result struct {
 // jobOf is what clients see of a job: neither its environment nor its payload.
 func jobOf(i queue.Info) Job {
 	j := Job{
-		ID: i.ID, Name: i.Name, Project: i.Project, Group: i.Group, Kind: i.Kind,
+		ID: i.ID, Name: i.Name, Scope: i.Scope, Group: i.Group, Kind: i.Kind,
 		Sandbox: i.Nesting, Image: i.Image, Limits: i.Limits, Timeout: i.Timeout, Attach: i.Attach,
 		State: i.State, Detail: i.Detail, Submitted: i.Submitted, Finished: i.Finished,
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // place where a test's queue lies.
@@ -51,7 +52,7 @@ func open(t testing.TB, c Config) *Queue {
 }
 
 func request(id string) runner.Request {
-	return runner.Request{ID: id, Project: "p", Nesting: sandbox.Nesting{sandbox.Container}, Kind: "script", Payload: []byte(`{}`)}
+	return runner.Request{ID: id, Scope: scope.Scope{Forge: scope.Local, Project: "p", Trust: scope.Trusted}, Nesting: sandbox.Nesting{sandbox.Container}, Kind: "script", Payload: []byte(`{}`)}
 }
 
 func submit(t testing.TB, q *Queue, ids ...string) {
@@ -97,7 +98,7 @@ func TestOneJob(t *testing.T) {
 	if err := q.Submit(t.Context(), []runner.Request{request("one")}, map[string][]string{"one": {"hunter22"}}); err != nil {
 		t.Fatal(err)
 	}
-	if i := get(t, q, "one"); i.State != runner.Queued || i.Project != "p" || i.Submitted.IsZero() {
+	if i := get(t, q, "one"); i.State != runner.Queued || i.Scope.Project != "p" || i.Submitted.IsZero() {
 		t.Errorf("queued: %+v", i)
 	}
 	a := next(t, q)
@@ -261,7 +262,7 @@ func TestList(t *testing.T) {
 	q := open(t, config(t, t.TempDir()))
 	for i := range 6 {
 		r := request(fmt.Sprint("job-", i))
-		r.Group, r.Project = fmt.Sprint("g", i%2), fmt.Sprint("p", i%3)
+		r.Group, r.Scope.Project = fmt.Sprint("g", i%2), fmt.Sprint("p", i%3)
 		if err := q.Submit(t.Context(), []runner.Request{r}, nil); err != nil {
 			t.Fatal(err)
 		}

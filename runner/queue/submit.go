@@ -76,7 +76,7 @@ func (q *Queue) insert(ctx context.Context, jobs []*job, texts []string) error {
 	places := make([]river.InsertManyParams, len(jobs))
 	for i, j := range jobs {
 		r := j.info.Request
-		res, err := st.ExecContext(ctx, r.ID, r.Project, r.Group, texts[i], len(j.secrets) > 0, runner.Queued, j.info.Submitted.UnixNano())
+		res, err := st.ExecContext(ctx, r.ID, r.Scope.Project, r.Group, texts[i], len(j.secrets) > 0, runner.Queued, j.info.Submitted.UnixNano())
 		var e *sqlite.Error
 		if errors.As(err, &e) && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
 			return fmt.Errorf("%s: %w", r.ID, ErrExists)

@@ -112,7 +112,7 @@ func (b *Backend) List(_ context.Context, f queue.Filter) ([]queue.Info, error) 
 	for _, j := range slices.Backward(b.jobs) {
 		i := j.info
 		if (f.State == "" || f.State == i.State) && (f.Group == "" || f.Group == i.Group) && (!f.Active || i.State != runner.Finished) &&
-			(f.Project == "" || f.Project == i.Project) && (f.Limit == 0 || len(infos) < f.Limit) {
+			(f.Project == "" || f.Project == i.Scope.Project) && (f.Limit == 0 || len(infos) < f.Limit) {
 			infos = append(infos, i)
 		}
 	}
