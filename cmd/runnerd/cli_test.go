@@ -347,3 +347,35 @@ func TestConfigCommands(t *testing.T) {
 	code, out, _ = runnerd(t, "/x", "", "completion", "bash")
 	expect(t, "completion", code, 0, out, "bash completion")
 }
+
+// TestRunOrigin holds that a job's scope is computed from what is said of where it comes from.
+func TestRunOrigin(t *testing.T) {
+	var got runner.Request
+	s := daemonFor(t, nil, func(c *api.Config, b *apitest.Backend) {
+		c.Prepare = func(r *runner.Request) error { got = *r; return nil }
+		b.Run = func(context.Context, runner.Request, []string, func(runner.Stream, string)) runner.Result {
+			return runner.Result{Outcome: runner.Succeeded}
+		}
+	})
+	for _, c := range []struct {
+		args []string
+		want string // the scope, or part of the error
+		code int
+	}{
+		{nil, "default", 0},
+		{[]string{"--untrusted"}, "default (untrusted)", 0},
+		{[]string{"--project", "p", "--untrusted"}, "p (untrusted)", 0},
+		{[]string{"--origin", "forge=f.test,project=g/p,kind=branch,ref=main,protected"}, "f.test/g/p", 0},
+		{[]string{"--origin", "forge=f.test,project=g/p,kind=merge_request,protected,fork"}, "f.test/g/p (untrusted)", 0},
+		{[]string{"--origin", "forge=f.test"}, "the project is missing", exitUsage},
+		{[]string{"--origin", "forge=f.test,project=p,kind=hope"}, "kind", exitUsage},
+		{[]string{"--origin", "project=p,trusted"}, `"trusted" is not known`, exitUsage},
+		{[]string{"--origin", "project=p", "--project", "q"}, "excludes", exitUsage},
+	} {
+		got = runner.Request{}
+		code, _, errs := runnerd(t, s.Socket, "", append(append([]string{"run"}, c.args...), "--", "true")...)
+		if code != c.code || code == 0 && got.Scope.String() != c.want || code != 0 && !strings.Contains(errs, c.want) {
+			t.Errorf("%v: exit code %d, scope %s: %s", c.args, code, got.Scope, errs)
+		}
+	}
+}

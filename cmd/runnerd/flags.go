@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding"
+	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -11,6 +13,7 @@ import (
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // textFlag is a flag of a type that reads itself from text.
@@ -42,7 +45,33 @@ func (f *textFlag[T, P]) Type() string { return "value" }
 func whoseFlags(flags *pflag.FlagSet, w *api.Whose) {
 	flags.StringVar(&w.Project, "project", "", "`PROJECT` whose caches are shared (default: default)")
 	flags.BoolVar(&w.Untrusted, "untrusted", false, "read the project's caches only: nothing that is written outlives the project's untrusted jobs")
+	flags.Var(originFlag{w}, "origin", "where a forge says the job comes from, instead of the two above: `forge=HOST,project=NAME[,kind=branch|tag|merge_request][,ref=NAME][,protected][,fork]`")
 }
+
+// originFlag reads a scope.Origin.
+type originFlag struct{ *api.Whose }
+
+func (f originFlag) Set(text string) error {
+	o := &scope.Origin{}
+	flags := map[string]*bool{"protected": &o.Protected, "fork": &o.Fork}
+	texts := map[string]*string{"forge": &o.Forge, "project": &o.Project, "kind": (*string)(&o.Kind), "ref": &o.Ref}
+	for part := range strings.SplitSeq(text, ",") {
+		key, value, isText := strings.Cut(part, "=")
+		switch {
+		case isText && texts[key] != nil:
+			*texts[key] = value
+		case !isText && flags[key] != nil:
+			*flags[key] = true
+		default:
+			return fmt.Errorf("%q is not known: use forge=, project=, kind=, ref=, protected and fork", part)
+		}
+	}
+	f.Origin = o
+	return nil
+}
+
+func (f originFlag) String() string { return "" }
+func (f originFlag) Type() string   { return "origin" }
 
 // limitFlags are those of a sandbox's limits.
 type limitFlags struct {
