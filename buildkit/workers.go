@@ -28,6 +28,8 @@ type WorkersConfig struct {
 	Registry, RegistryAddress string
 	// Insecure are further registries that speak plain HTTP, host:port.
 	Insecure []string
+	// Cloner is the program runnerd-clone on the machine.
+	Cloner string
 	// KeepBytes is how much state a worker keeps when it collects garbage.
 	KeepBytes int64
 	// MaxParallelism is how many steps a worker runs at once; 0: as many as there are.

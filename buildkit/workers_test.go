@@ -322,7 +322,7 @@ func TestConfig(t *testing.T) {
 		"no containerd":   got.Workers.Containerd.Enabled != nil && !*got.Workers.Containerd.Enabled,
 		"overlayfs":       oci.Snapshotter == "overlayfs",
 		"process sandbox": !oci.NoProcessSandbox,
-		"budget":          oci.GCMaxUsedSpace.Bytes == 12345,
+		"no gc":           oci.GC != nil && !*oci.GC,
 		"parallelism":     oci.MaxParallelism == 3,
 		"network":         oci.NetworkConfig.Mode == "host",
 		"mirror":          slices.Equal(got.Registries["docker.io"].Mirrors, []string{"10.0.0.1:5000"}),

@@ -177,6 +177,7 @@ func (a *assembly) startBuilders(context.Context) error {
 	a.workers = buildkit.NewWorkers(buildkit.WorkersConfig{
 		Open:   a.driver.StartEngine,
 		Image:  b.Image,
+		Cloner: filepath.Join(a.engines.Dir(), "runnerd-clone"),
 		Limits: sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: a.config.Limits.Max.PIDs, Disk: int64(b.Disk), Inodes: a.config.Limits.Max.Inodes},
 		Mirror: a.mirror(), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
 		Insecure: b.Insecure, KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
