@@ -46,14 +46,18 @@ type worker struct {
 	signals  chan syscall.Signal // to buildkitd
 	kill     context.CancelFunc  // buildkitd
 
+	born time.Time
+
 	// guarded by Workers.mu
 	leases int
+	uses   int64     // leases so far
+	used   time.Time // the last build's end
 	idle   *time.Timer
 }
 
 func newWorker(of scope.Scope) *worker {
 	return &worker{
-		scope: of, ready: make(chan struct{}), signals: make(chan syscall.Signal, 1),
+		scope: of, born: time.Now(), used: time.Now(), ready: make(chan struct{}), signals: make(chan syscall.Signal, 1),
 		exited: make(chan struct{}), gone: make(chan struct{}),
 	}
 }
@@ -65,6 +69,7 @@ func newWorker(of scope.Scope) *worker {
 func (w *worker) launch(ctx context.Context, cfg WorkersConfig) error {
 	above, ok := w.scope.Above()
 	if !ok {
+		cfg.addUses(w.scope, 0)
 		return w.start(ctx, cfg, sandbox.Spec{State: workerID(w.scope)})
 	}
 	err := w.start(ctx, cfg, cloneSpec(cfg, above))
@@ -253,4 +258,6 @@ func configure(ctx context.Context, sb sandbox.Sandbox, cfg WorkersConfig) error
 }
 
 // workerID names a scope's worker and its state.
-func workerID(of scope.Scope) string { return "builder-" + of.ID() }
+func workerID(of scope.Scope) string { return workerPrefix + of.ID() }
+
+const workerPrefix = "builder-"

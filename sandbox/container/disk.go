@@ -40,8 +40,8 @@ type disk struct {
 	// Of a state disk, which outlives sandboxes, and may be used by several at once:
 	disks *disks
 	name  string
-	users int          // guarded by disks.openMu
-	still sync.Mutex   // held while files are copied from it, and while its sandbox starts
+	users int        // guarded by disks.openMu
+	still sync.Mutex // held while files are copied from it, and while its sandbox starts
 }
 
 // scratch makes and mounts a disk for a sandbox at dir, owned by uid.

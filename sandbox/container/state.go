@@ -39,7 +39,9 @@ func (d *disks) state(ctx context.Context, name, dir string, l sandbox.Limits, u
 }
 
 // existing is state for a disk that must be there.
-func (d *disks) existing(name, dir string, uid uint32) (*disk, error) { return d.use(name, dir, uid, "") }
+func (d *disks) existing(name, dir string, uid uint32) (*disk, error) {
+	return d.use(name, dir, uid, "")
+}
 
 func (d *disks) use(name, dir string, uid uint32, template string) (*disk, error) {
 	d.openMu.Lock()
