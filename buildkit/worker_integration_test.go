@@ -35,6 +35,7 @@ type realMachine struct {
 	driver *container.Driver
 	dir    string // of all that they keep
 	port   int    // of the registry
+	log    *sandbox.Tail
 }
 
 func newRealMachine(t *testing.T) *realMachine {
@@ -66,10 +67,11 @@ func newRealMachine(t *testing.T) *realMachine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	output := sandbox.NewTail(1 << 16)
 	driver, err := container.New(t.Context(), container.Config{
 		Name: "runnerd-bk", StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), EngineDir: engines, Mirror: local,
 		Subnet: netip.MustParsePrefix("10.216.0.0/16"), Ports: []int{port}, FirstUID: firstUID, UIDRanges: 100,
-		Defaults: sandbox.Limits{CPU: 2000, Memory: 2 << 30, PIDs: 2048, Disk: 8 << 30, Inodes: 1 << 19}, Log: slog.New(slog.DiscardHandler),
+		Defaults: sandbox.Limits{CPU: 2000, Memory: 2 << 30, PIDs: 2048, Disk: 8 << 30, Inodes: 1 << 19}, Log: slog.New(slog.NewTextHandler(output, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +101,7 @@ func newRealMachine(t *testing.T) *realMachine {
 			t.Errorf("directories are left: %v, %v", left, err)
 		}
 	})
-	return &realMachine{dir: dir, driver: driver, port: port, cfg: WorkersConfig{
+	return &realMachine{dir: dir, log: output, driver: driver, port: port, cfg: WorkersConfig{
 		Open: driver.StartEngine, Image: workerImage, Mirror: fmt.Sprintf("%s:%d", driver.Gateway(), port), KeepBytes: 4 << 30,
 		IdleTimeout: 50 * time.Millisecond, Cloner: filepath.Join(engines, "runnerd-clone"),
 		Registry: fmt.Sprintf("registry.runnerd.internal:%d", port), RegistryAddress: driver.Gateway().String(),

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
@@ -86,11 +87,13 @@ func (sb *Sandbox) copyFrom(ctx context.Context, volume *os.File) (err error) {
 	want, disk := sb.spec.Base, sb.base.disk
 	disk.still.Lock() // it does not start meanwhile
 	defer disk.still.Unlock()
+	began, stood := time.Now(), time.Now()
 	if writer := sb.d.writer(want.State); writer != nil {
 		defer writer.cgroup.resume()
 		if err := writer.cgroup.pause(ctx); err != nil {
 			return err
 		}
+		stood = time.Now()
 	}
 	left := want.MaxBytes
 	for _, name := range want.Copy {
@@ -102,7 +105,7 @@ func (sb *Sandbox) copyFrom(ctx context.Context, volume *os.File) (err error) {
 		}
 		left -= n
 	}
-	sb.d.cfg.Log.Debug("copied a state", "sandbox", sb.spec.ID, "from", want.State, "bytes", want.MaxBytes-left)
+	sb.d.cfg.Log.Debug("copied a state", "sandbox", sb.spec.ID, "from", want.State, "bytes", want.MaxBytes-left, "wait", stood.Sub(began), "copy", time.Since(stood))
 	return nil
 }
 
