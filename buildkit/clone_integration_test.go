@@ -21,10 +21,6 @@ import (
 	"github.com/runnerd/runnerd/scope"
 )
 
-func untrusted(project string) scope.Scope {
-	return scope.Scope{Forge: scope.Local, Project: project, Trust: scope.Untrusted}
-}
-
 // mustLease leases a scope's worker and says how long that took.
 func mustLease(t *testing.T, ws *Workers, of scope.Scope) *Lease {
 	t.Helper()
