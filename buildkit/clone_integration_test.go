@@ -272,3 +272,66 @@ func TestStateDiskFull(t *testing.T) {
 	}
 	_ = l.Close(t.Context())
 }
+
+// TestStoreOnDisk removes what real workers keep.
+func TestStoreOnDisk(t *testing.T) {
+	m := newRealMachine(t)
+	m.cfg.Disks, m.cfg.Dir = m.driver, filepath.Join(m.dir, "builders")
+	ws := NewWorkers(m.cfg)
+	t.Cleanup(ws.Close)
+	all := func() (ids []string, bytes int64, busy bool) {
+		t.Helper()
+		entries, err := ws.Entries(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.Scope != "p" || e.Description == "" || e.Created.IsZero() || e.LastUsed.IsZero() {
+				t.Errorf("%+v", e)
+			}
+			ids, bytes, busy = append(ids, e.ID), bytes+e.Bytes, busy || e.InUse
+		}
+		return ids, bytes, busy
+	}
+	remove := func(ids ...string) int64 {
+		t.Helper()
+		freed, err := ws.Remove(t.Context(), ids)
+		if err != nil {
+			t.Error(err)
+		}
+		return freed
+	}
+	l := mustLease(t, ws, trusted("p"))
+	first, _ := run(t, l, trustedBuild)
+	ids, bytes, _ := all()
+	used, _ := ws.Usage(t.Context())
+	t.Logf("%d records of %d bytes on a disk that takes %d", len(ids), bytes, used)
+	if freed := remove(ids...); len(ids) < 5 || freed < bytes/2 {
+		t.Errorf("removing %d records of %d bytes has freed %d", len(ids), bytes, freed)
+	}
+	if less, _ := ws.Usage(t.Context()); less > used-bytes/2 {
+		t.Errorf("the disk takes %d bytes, and took %d", less, used)
+	}
+	if again, _ := run(t, l, trustedBuild); again.Cached != 0 || again.Digest == first.Digest {
+		t.Errorf("what was removed is there: %+v", again)
+	}
+	u := mustLease(t, ws, untrusted("p"))
+	_ = l.Close(t.Context())
+	waitGone(t, ws, trusted("p"))
+	ids, bytes, busy := all()
+	if len(ids) != 1 || !busy || remove(ids...) != 0 {
+		t.Errorf("a disk that a clone stands on: %v, in use: %t", ids, busy)
+	}
+	if warm, _ := run(t, u, trustedBuild); warm.Cached != warm.Steps {
+		t.Errorf("the clone has lost its ground: %+v", warm)
+	}
+	_ = u.Close(t.Context())
+	if freed := remove(ids...); freed < bytes/10*9 {
+		t.Errorf("removing a disk of %d bytes has freed %d", bytes, freed)
+	}
+	for _, dir := range []string{m.cfg.Dir, filepath.Join(m.dir, "state", "disks", "state")} {
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Errorf("left in %s: %v", dir, left)
+		}
+	}
+}
