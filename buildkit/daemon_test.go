@@ -77,7 +77,7 @@ func startDaemon(t testing.TB) *daemon {
 	dir := t.TempDir()
 	text := strings.ReplaceAll(WorkersConfig{Mirror: d.registry, Registry: d.registry, KeepBytes: 4 << 30}.config(), StatePath, filepath.Join(dir, "root"))
 	group := fmt.Sprint("runnerd-test-", os.Getpid())
-	text = strings.Replace(text, "gc = true\n", "gc = true\n  defaultCgroupParent = \""+group+"\"\n", 1)
+	text = strings.Replace(text, "gc = false\n", "gc = false\n  defaultCgroupParent = \""+group+"\"\n", 1)
 	config, socket := filepath.Join(dir, "buildkitd.toml"), filepath.Join(dir, "sock")
 	d.socket = socket
 	writeFile(t, dir, "buildkitd.toml", text)

@@ -29,7 +29,11 @@ type StepError struct {
 func (e *StepError) Error() string { return e.Err.Error() }
 func (e *StepError) Unwrap() error { return e.Err }
 
+// diskFull is what happened to a build, and how to mend it.
+const diskFull = `the builder's disk is full: raise builder.disk, or make room with "runnerd cache prune"`
+
 var (
+	noSpace      = regexp.MustCompile(`(?i)no space left on device`)
 	missingImage = regexp.MustCompile(`(\S+): (?:not found|failed to do request: .*no such host|pull access denied|failed to authorize|.*insufficient_scope)`)
 	refused      = regexp.MustCompile(`request to https?://([^/]+)/\S*: (?:401 Unauthorized|403 Forbidden)`)
 	pushed       = regexp.MustCompile(`failed to push (\S+): `)
@@ -45,11 +49,15 @@ func classify(err error, t *tally) error {
 	switch text := err.Error(); {
 	case errors.As(err, &exit):
 		oom := exit.ExitCode == 137 && strings.Contains(text, syscall.ENOMEM.Error()) // executor/runcexecutor, on cgroup v2
-		return &StepError{Step: step, Code: int(exit.ExitCode), OOM: oom, Log: log, Err: plain(err)}
+		failed := &StepError{Step: step, Code: int(exit.ExitCode), OOM: oom, Log: log, Err: plain(err)}
+		if noSpace.MatchString(log) {
+			failed.Err = fmt.Errorf("%s: %w", diskFull, failed.Err)
+		}
+		return failed
 	case grpcerrors.Code(err) == codes.Unavailable:
 		return fmt.Errorf("the builder is gone: %w", err)
-	case strings.Contains(text, "no space left on device"):
-		return fmt.Errorf("the builder's disk is full: raise its limit: %w", err)
+	case noSpace.MatchString(text):
+		return fmt.Errorf("%s: %w", diskFull, err)
 	case refused.MatchString(text):
 		host := refused.FindStringSubmatch(text)[1] // or that of its tokens
 		for _, image := range [][]string{pushed.FindStringSubmatch(text), loadMetadata.FindStringSubmatch(step)} {

@@ -38,6 +38,7 @@ type worker struct {
 	err    error
 	sb     sandbox.Sandbox
 	client *client.Client
+	cloned bool          // it stands on the state of the scope above
 	exited chan struct{} // closed when buildkitd has ended
 	gone   chan struct{} // closed when nothing of it is left
 
@@ -45,25 +46,50 @@ type worker struct {
 	signals  chan syscall.Signal // to buildkitd
 	kill     context.CancelFunc  // buildkitd
 
+	born time.Time
+
 	// guarded by Workers.mu
 	leases int
+	uses   int64     // leases so far
+	used   time.Time // the last build's end
 	idle   *time.Timer
 }
 
 func newWorker(of scope.Scope) *worker {
 	return &worker{
-		scope: of, ready: make(chan struct{}), signals: make(chan syscall.Signal, 1),
+		scope: of, born: time.Now(), used: time.Now(), ready: make(chan struct{}), signals: make(chan syscall.Signal, 1),
 		exited: make(chan struct{}), gone: make(chan struct{}),
 	}
 }
 
 // launch starts the worker; it is ready when it has answered its first request. On failure nothing is left.
-func (w *worker) launch(ctx context.Context, cfg WorkersConfig) (err error) {
-	id := workerID(w.scope)
-	spec := sandbox.Spec{
-		ID: id, State: id, Image: cfg.Image, Limits: cfg.Limits,
-		Volumes: map[string]string{StateVolume: StatePath},
+//
+// A trusted scope's worker has a state that outlives it. An untrusted one's is a clone of that, and is gone with
+// the worker.
+func (w *worker) launch(ctx context.Context, cfg WorkersConfig) error {
+	above, ok := w.scope.Above()
+	if !ok {
+		cfg.addUses(w.scope, 0)
+		return w.start(ctx, cfg, sandbox.Spec{State: workerID(w.scope)})
 	}
+	err := w.start(ctx, cfg, cloneSpec(cfg, above))
+	if err == nil {
+		w.cloned = true
+		return nil
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	if !errors.Is(err, sandbox.ErrNoState) {
+		cfg.Log.Warn("a builder starts empty: the state of the trusted one cannot be cloned", "scope", w.scope, "error", err)
+	}
+	return w.start(ctx, cfg, sandbox.Spec{})
+}
+
+// start starts the worker in a sandbox with the state that spec gives it.
+func (w *worker) start(ctx context.Context, cfg WorkersConfig, spec sandbox.Spec) (err error) {
+	spec.ID, spec.Image, spec.Limits = workerID(w.scope), cfg.Image, cfg.Limits
+	spec.Volumes = map[string]string{StateVolume: StatePath}
 	if host, _, err := net.SplitHostPort(cfg.Registry); err == nil {
 		spec.Hosts = map[string]string{host: cfg.RegistryAddress}
 	}
@@ -87,6 +113,11 @@ func (w *worker) launch(ctx context.Context, cfg WorkersConfig) (err error) {
 	}
 	if err := configure(ctx, sb, cfg); err != nil {
 		return err
+	}
+	if spec.Base != nil {
+		if err := completeClone(ctx, sb); err != nil {
+			return err
+		}
 	}
 	// The socket is open before buildkitd runs: the first request waits in it, nothing polls.
 	socket, err := listener.Listen(ctx, "unix", socketPath)
@@ -179,6 +210,7 @@ func (w *worker) end(log *slog.Logger) {
 // config is buildkitd's (moby/buildkit, docs/buildkitd.toml.md). What is not named is denied: entitlements,
 // devices, and frontends other than the built-in ones. networkMode "host" is the sandbox's network, which
 // is the worker's own: a network namespace a step would cost its start and protect nothing from anyone.
+// gc is the daemon's to do, when no clone stands on the state.
 func (cfg WorkersConfig) config() string {
 	text := fmt.Sprintf(`root = %q
 insecure-entitlements = []
@@ -195,10 +227,8 @@ insecure-entitlements = []
   snapshotter = "overlayfs"
   networkMode = "host"
   noProcessSandbox = false
-  gc = true
-  reservedSpace = "0"
-  maxUsedSpace = "%d"
-`, StatePath, cfg.KeepBytes)
+  gc = false
+`, StatePath)
 	if cfg.MaxParallelism > 0 {
 		text += fmt.Sprintf("  max-parallelism = %d\n", cfg.MaxParallelism)
 	}
@@ -228,4 +258,6 @@ func configure(ctx context.Context, sb sandbox.Sandbox, cfg WorkersConfig) error
 }
 
 // workerID names a scope's worker and its state.
-func workerID(of scope.Scope) string { return "builder-" + of.ID() }
+func workerID(of scope.Scope) string { return workerPrefix + of.ID() }
+
+const workerPrefix = "builder-"

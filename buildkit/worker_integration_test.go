@@ -29,8 +29,17 @@ const (
 	firstUID    = 13 << 27 // away from other tests'
 )
 
-// TestWorker runs a worker in a real sandbox.
-func TestWorker(t *testing.T) {
+// realMachine is a driver of real sandboxes and a registry, for one test.
+type realMachine struct {
+	cfg    WorkersConfig
+	driver *container.Driver
+	dir    string // of all that they keep
+	port   int    // of the registry
+	log    *sandbox.Tail
+}
+
+func newRealMachine(t *testing.T) *realMachine {
+	t.Helper()
 	listener, err := net.Listen("tcp", "0.0.0.0:0")
 	if err != nil {
 		t.Fatal(err)
@@ -58,10 +67,11 @@ func TestWorker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	output := sandbox.NewTail(1 << 16)
 	driver, err := container.New(t.Context(), container.Config{
 		Name: "runnerd-bk", StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), EngineDir: engines, Mirror: local,
 		Subnet: netip.MustParsePrefix("10.216.0.0/16"), Ports: []int{port}, FirstUID: firstUID, UIDRanges: 100,
-		Defaults: sandbox.Limits{CPU: 2000, Memory: 2 << 30, PIDs: 2048, Disk: 8 << 30, Inodes: 1 << 19}, Log: slog.New(slog.DiscardHandler),
+		Defaults: sandbox.Limits{CPU: 2000, Memory: 2 << 30, PIDs: 2048, Disk: 8 << 30, Inodes: 1 << 19}, Log: slog.New(slog.NewTextHandler(output, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -71,16 +81,37 @@ func TestWorker(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	pull := time.Now()
 	if err := driver.Pull(t.Context(), workerImage); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("image unpacked after %s", time.Since(pull))
-	mirror := fmt.Sprintf("%s:%d", driver.Gateway(), port)
-	ws := NewWorkers(WorkersConfig{
-		Open: driver.StartEngine, Image: workerImage, Mirror: mirror, KeepBytes: 4 << 30, IdleTimeout: 50 * time.Millisecond,
-		Registry: fmt.Sprintf("registry.runnerd.internal:%d", port), RegistryAddress: driver.Gateway().String(),
+	// After the last worker and before the driver, whose end would hide it.
+	t.Cleanup(func() {
+		mounts, _ := os.ReadFile("/proc/self/mountinfo")
+		if strings.Contains(string(mounts), filepath.Join(dir, "run/sandboxes")) {
+			t.Errorf("mounts are left: %s", mounts)
+		}
+		devices, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		for _, device := range devices {
+			if file, err := os.ReadFile(device); err == nil && strings.HasPrefix(string(file), dir) {
+				t.Errorf("%s is left: %s", device, file)
+			}
+		}
+		left, err := os.ReadDir(filepath.Join(dir, "run/sandboxes"))
+		if err != nil || len(left) > 0 {
+			t.Errorf("directories are left: %v, %v", left, err)
+		}
 	})
+	return &realMachine{dir: dir, log: output, driver: driver, port: port, cfg: WorkersConfig{
+		Open: driver.StartEngine, Image: workerImage, Mirror: fmt.Sprintf("%s:%d", driver.Gateway(), port), KeepBytes: 4 << 30,
+		IdleTimeout: 50 * time.Millisecond, Cloner: filepath.Join(engines, "runnerd-clone"),
+		Registry: fmt.Sprintf("registry.runnerd.internal:%d", port), RegistryAddress: driver.Gateway().String(),
+	}}
+}
+
+// TestWorker runs a worker in a real sandbox.
+func TestWorker(t *testing.T) {
+	m := newRealMachine(t)
+	ws := NewWorkers(m.cfg)
 	t.Cleanup(ws.Close)
 	lease := func(project string) *Lease {
 		t.Helper()
@@ -97,7 +128,7 @@ RUN test ! -e /proc/2 && id -u && cat /proc/self/uid_map
 RUN ! kill -9 -1 2>/dev/null; echo alive && cat /proc/sys/kernel/random/uuid >/id
 `)
 	target := b.Plan.Targets["default"]
-	target.Tags = []string{fmt.Sprintf("registry.runnerd.internal:%d/it/worker:1", port)}
+	target.Tags = []string{fmt.Sprintf("registry.runnerd.internal:%d/it/worker:1", m.port)}
 	b.Plan.Targets["default"], b.Push = target, true
 
 	l := lease("one")
@@ -145,8 +176,4 @@ RUN ! kill -9 -1 2>/dev/null; echo alive && cat /proc/sys/kernel/random/uuid >/i
 	began = time.Now()
 	ws.Close()
 	t.Logf("two workers closed after %s", time.Since(began))
-	mounts, _ := os.ReadFile("/proc/self/mountinfo")
-	if strings.Contains(string(mounts), filepath.Join(dir, "run/sandboxes")) {
-		t.Error("mounts are left")
-	}
 }

@@ -28,13 +28,21 @@ type WorkersConfig struct {
 	Registry, RegistryAddress string
 	// Insecure are further registries that speak plain HTTP, host:port.
 	Insecure []string
-	// KeepBytes is how much state a worker keeps when it collects garbage.
+	// Cloner is the program runnerd-clone on the machine.
+	Cloner string
+	// KeepBytes is how much a worker's disk may hold when a build starts. Above, what was not used for longest is
+	// removed, down to 3/4 of it.
 	KeepBytes int64
 	// MaxParallelism is how many steps a worker runs at once; 0: as many as there are.
 	MaxParallelism int
 	// IdleTimeout is how long a worker that nobody uses lives on; its state outlives it.
 	IdleTimeout time.Duration
-	Log         *slog.Logger
+	// CloneAge is how old an untrusted scope's worker becomes when its trusted scope goes on building; 0: an hour.
+	CloneAge time.Duration
+	// Disks are what the workers' states lie on, and Dir is where it is written whose they are.
+	Disks Disks
+	Dir   string
+	Log   *slog.Logger
 }
 
 // Workers are the BuildKit workers of a machine, one a scope. BuildKit is no boundary between its
@@ -45,7 +53,10 @@ type Workers struct {
 	mu     sync.Mutex
 	all    map[scope.Scope]*worker // by scope
 	ending map[scope.Scope]*worker // by scope; the last one that is on its way out
-	closed bool
+	// By trusted scope: closed when what was being removed from its state is, and when it was last built in.
+	removing map[scope.Scope]chan struct{}
+	built    map[scope.Scope]time.Time
+	closed   bool
 }
 
 // NewWorkers returns workers that start on demand.
@@ -53,7 +64,13 @@ func NewWorkers(cfg WorkersConfig) *Workers {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Workers{cfg: cfg, all: map[scope.Scope]*worker{}, ending: map[scope.Scope]*worker{}}
+	if cfg.CloneAge == 0 {
+		cfg.CloneAge = time.Hour
+	}
+	return &Workers{
+		cfg: cfg, all: map[scope.Scope]*worker{}, ending: map[scope.Scope]*worker{},
+		removing: map[scope.Scope]chan struct{}{}, built: map[scope.Scope]time.Time{},
+	}
 }
 
 // Lease lets a job use its scope's worker. It is the job's sandbox: what Exec and Usage say is the
@@ -61,12 +78,39 @@ func NewWorkers(cfg WorkersConfig) *Workers {
 type Lease struct {
 	sandbox.Sandbox
 	Client *client.Client
+	ws     *Workers
+	w      *worker
 	give   func()
 }
 
 // Close gives the worker back. Safe to call twice.
 func (l *Lease) Close(context.Context) error {
 	l.give()
+	return nil
+}
+
+// diedWithin is how long it may take until a worker's end is seen, after its connections have ended.
+const diedWithin = time.Second
+
+// Died reports whether the worker has ended without being asked to.
+func (l *Lease) Died() bool {
+	select {
+	case <-l.w.exited:
+		return !l.w.stopping.Load()
+	case <-time.After(diedWithin):
+		return false
+	}
+}
+
+// Renew exchanges a worker that has died for the scope's next one. It is for who uses the lease, and nobody else
+// may use it meanwhile. When it fails the lease is what it was.
+func (l *Lease) Renew(ctx context.Context) error {
+	next, err := l.ws.Lease(ctx, l.w.scope)
+	if err != nil {
+		return err
+	}
+	l.give()
+	*l = *next
 	return nil
 }
 
@@ -80,13 +124,19 @@ func (l *Lease) Usage(ctx context.Context) (sandbox.Usage, error) {
 // Unwrap returns the worker's sandbox.
 func (l *Lease) Unwrap() sandbox.Sandbox { return l.Sandbox }
 
-var errClosed = errors.New("the builders are stopped: runnerd is shutting down")
+var (
+	errClosed = errors.New("the builders are stopped: runnerd is shutting down")
+	errNobody = errors.New("the build belongs to no project: submit it again")
+)
 
 // Lease returns a lease of a scope's worker, starting the worker if there is none or the last has died.
 // Leases of one scope share its worker, and its start. ctx covers the wait only: a start goes on when the
 // one who asked for it first gives up, since others may wait for it.
 func (ws *Workers) Lease(ctx context.Context, of scope.Scope) (*Lease, error) {
-	for {
+	if of.IsZero() {
+		return nil, errNobody
+	}
+	for tidied := false; ; {
 		w, err := ws.take(ctx, of)
 		if err != nil {
 			return nil, err
@@ -108,8 +158,27 @@ func (ws *Workers) Lease(ctx context.Context, of scope.Scope) (*Lease, error) {
 			continue
 		default:
 		}
-		return &Lease{Sandbox: w.sb, Client: w.client, give: sync.OnceFunc(func() { ws.give(w) })}, nil
+		if !tidied {
+			tidied = true
+			if ws.tidy(ctx, w) {
+				ws.give(w)
+				continue
+			}
+		}
+		return ws.lease(w, true), nil
 	}
+}
+
+// lease is a lease of a worker that is ready and has been taken. Only builds keep it from being idle.
+func (ws *Workers) lease(w *worker, build bool) *Lease {
+	return &Lease{Sandbox: w.sb, Client: w.client, ws: ws, w: w, give: sync.OnceFunc(func() {
+		if build {
+			ws.mu.Lock()
+			w.used, ws.built[w.scope] = time.Now(), time.Now()
+			ws.mu.Unlock()
+		}
+		ws.give(w)
+	})}
 }
 
 // take counts a lease of the scope's worker, and starts the worker if there is none.
@@ -120,12 +189,18 @@ func (ws *Workers) take(ctx context.Context, of scope.Scope) (*worker, error) {
 		return nil, errClosed
 	}
 	w := ws.all[of]
+	if w != nil && ws.outdated(w) {
+		ws.end(w)
+		w = nil
+	}
 	if w == nil {
 		w = newWorker(of)
 		ws.all[of] = w
 		ctx, w.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-		go ws.start(ctx, w, ws.ending[of])
+		above, _ := of.Above()
+		go ws.start(ctx, w, ws.ending[of], ws.removing[above])
 	}
+	w.uses++
 	w.leases++
 	if w.idle != nil {
 		w.idle.Stop()
@@ -133,11 +208,15 @@ func (ws *Workers) take(ctx context.Context, of scope.Scope) (*worker, error) {
 	return w, nil
 }
 
-// start starts a worker when its predecessor has gone, whose name and disk it takes over.
-func (ws *Workers) start(ctx context.Context, w, before *worker) {
+// start starts a worker when its predecessor has gone, whose name and disk it takes over, and nothing is being
+// removed from what it is cloned from.
+func (ws *Workers) start(ctx context.Context, w, before *worker, removed <-chan struct{}) {
 	defer close(w.ready)
 	if before != nil {
 		<-before.gone
+	}
+	if removed != nil {
+		<-removed
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("buildkitd does not answer in time"))
 	defer cancel()
@@ -158,7 +237,10 @@ func (ws *Workers) give(w *worker) {
 	if w.leases > 0 || ws.all[w.scope] != w {
 		return
 	}
-	w.idle = time.AfterFunc(ws.cfg.IdleTimeout, func() { ws.retire(w, true) })
+	if w.idle != nil {
+		w.idle.Stop()
+	}
+	w.idle = time.AfterFunc(ws.cfg.IdleTimeout-time.Since(w.used), func() { ws.retire(w, true) })
 }
 
 // retire takes a worker out of use, or only if it is idle, and ends it in the background.
@@ -168,9 +250,15 @@ func (ws *Workers) retire(w *worker, ifIdle bool) {
 	if ws.all[w.scope] != w || ifIdle && w.leases > 0 {
 		return
 	}
+	ws.end(w)
+}
+
+// end takes a worker out of use and ends it in the background. ws.mu is held.
+func (ws *Workers) end(w *worker) {
 	delete(ws.all, w.scope)
 	ws.ending[w.scope] = w
 	go func() {
+		ws.cfg.addUses(w.scope, w.uses)
 		w.end(ws.cfg.Log)
 		ws.mu.Lock()
 		if ws.ending[w.scope] == w {

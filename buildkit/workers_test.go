@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -30,14 +31,20 @@ type machine struct {
 	labels map[string]string // of the buildkitd's worker
 	broken string            // what buildkitd says instead of starting
 	slow   chan struct{}     // Open waits for it
+	base   error             // of a sandbox that is to have a Base
+	cloner sandbox.Exit      // of the cloner
 
 	mu     sync.Mutex
 	live   map[string]*fake
 	opened []sandbox.Spec
+	disks  map[string]int64                   // by name
+	used   int64                              // bytes on each sandbox's disk
+	prunes []*controlapi.PruneRequest         // what was removed, in order
+	cached map[string]*controlapi.UsageRecord // what each worker's BuildKit has
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, live: map[string]*fake{}, labels: map[string]string{
+	return &machine{t: t, live: map[string]*fake{}, disks: map[string]int64{}, cached: map[string]*controlapi.UsageRecord{}, labels: map[string]string{
 		"org.mobyproject.buildkit.worker.snapshotter":      "overlayfs",
 		"org.mobyproject.buildkit.worker.oci.process-mode": "sandbox",
 	}}
@@ -62,8 +69,14 @@ func (m *machine) open(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox,
 	if m.live[spec.ID] != nil {
 		m.t.Errorf("two sandboxes are called %s", spec.ID)
 	}
-	if err := sandbox.CheckID(spec.ID); err != nil || spec.State == "" || spec.Volumes[StateVolume] != StatePath {
+	if err := sandbox.CheckID(spec.ID); err != nil || spec.State != "" && spec.Base != nil || spec.Volumes[StateVolume] != StatePath {
 		m.t.Errorf("spec %+v: %v", spec, err)
+	}
+	if spec.Base != nil && m.base != nil {
+		return nil, m.base
+	}
+	if spec.State != "" {
+		m.disks[spec.State] = 1000
 	}
 	sb := &fake{m: m, id: spec.ID, socket: filepath.Join(m.t.TempDir(), "sock"), crash: make(chan struct{})}
 	m.live[spec.ID] = sb
@@ -86,8 +99,13 @@ type fake struct {
 	config string
 }
 
-func (f *fake) ID() string                                   { return f.id }
-func (f *fake) Usage(context.Context) (sandbox.Usage, error) { return sandbox.Usage{}, nil }
+func (f *fake) ID() string { return f.id }
+func (f *fake) Usage(context.Context) (sandbox.Usage, error) {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	return sandbox.Usage{Disk: f.m.used}, nil
+}
+
 func (f *fake) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, network, f.socket)
 }
@@ -114,6 +132,9 @@ func (f *fake) Close(context.Context) error {
 }
 
 func (f *fake) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
+	if p.Args[0] == clonerPath {
+		return f.m.cloner, nil
+	}
 	if !slices.Contains(p.Args, "buildkitd") {
 		text, err := io.ReadAll(p.Stdin)
 		f.config = string(text)
@@ -128,7 +149,7 @@ func (f *fake) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error
 		return sandbox.Exit{}, err
 	}
 	server := grpc.NewServer()
-	controlapi.RegisterControlServer(server, control{labels: f.m.labels})
+	controlapi.RegisterControlServer(server, control{m: f.m})
 	go func() { _ = server.Serve(l) }()
 	defer server.Stop()
 	select {
@@ -144,11 +165,62 @@ func (f *fake) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error
 
 type control struct {
 	controlapi.UnimplementedControlServer
-	labels map[string]string
+	m *machine
 }
 
 func (c control) ListWorkers(context.Context, *controlapi.ListWorkersRequest) (*controlapi.ListWorkersResponse, error) {
-	return &controlapi.ListWorkersResponse{Record: []*apitypes.WorkerRecord{{ID: "w", Labels: c.labels}}}, nil
+	return &controlapi.ListWorkersResponse{Record: []*apitypes.WorkerRecord{{ID: "w", Labels: c.m.labels}}}, nil
+}
+
+func (c control) DiskUsage(context.Context, *controlapi.DiskUsageRequest) (*controlapi.DiskUsageResponse, error) {
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	return &controlapi.DiskUsageResponse{Record: slices.Collect(maps.Values(c.m.cached))}, nil
+}
+
+// Prune removes what the filter names, or all.
+func (c control) Prune(r *controlapi.PruneRequest, to controlapi.Control_PruneServer) error {
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	c.m.prunes, c.m.used = append(c.m.prunes, r), 0
+	for id, record := range c.m.cached {
+		if len(r.Filter) > 0 && !slices.Contains(r.Filter, "id=="+id) {
+			continue
+		}
+		delete(c.m.cached, id)
+		if err := to.Send(record); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StateDisks and RemoveState make the machine the Disks.
+func (m *machine) StateDisks() (all []sandbox.StateDisk, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(m.disks)) {
+		all = append(all, sandbox.StateDisk{Name: name, Bytes: m.disks[name], InUse: m.live[name] != nil})
+	}
+	return all, nil
+}
+
+func (m *machine) RemoveState(name string) (int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.live[name] != nil {
+		return 0, nil
+	}
+	freed := m.disks[name]
+	delete(m.disks, name)
+	return freed, nil
+}
+
+// set changes what the machine's sandboxes and workers say.
+func (m *machine) set(change func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change()
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -322,7 +394,7 @@ func TestConfig(t *testing.T) {
 		"no containerd":   got.Workers.Containerd.Enabled != nil && !*got.Workers.Containerd.Enabled,
 		"overlayfs":       oci.Snapshotter == "overlayfs",
 		"process sandbox": !oci.NoProcessSandbox,
-		"budget":          oci.GCMaxUsedSpace.Bytes == 12345,
+		"no gc":           oci.GC != nil && !*oci.GC,
 		"parallelism":     oci.MaxParallelism == 3,
 		"network":         oci.NetworkConfig.Mode == "host",
 		"mirror":          slices.Equal(got.Registries["docker.io"].Mirrors, []string{"10.0.0.1:5000"}),
@@ -337,4 +409,8 @@ func TestConfig(t *testing.T) {
 
 func trusted(project string) scope.Scope {
 	return scope.Scope{Forge: scope.Local, Project: project, Trust: scope.Trusted}
+}
+
+func untrusted(project string) scope.Scope {
+	return scope.Scope{Forge: scope.Local, Project: project, Trust: scope.Untrusted}
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,13 +24,17 @@ func newWorkers(t *testing.T) *buildkit.Workers {
 	if err := host.container.Pull(t.Context(), engine); err != nil { // which may take longer than a start may
 		t.Fatal(err)
 	}
+	engines, err := filepath.Abs("../bin/engines")
+	if err != nil {
+		t.Fatal(err)
+	}
 	ws := buildkit.NewWorkers(buildkit.WorkersConfig{
 		Open: func(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 			return host.container.StartEngine(ctx, spec)
 		},
 		Image: engine, Mirror: fmt.Sprintf("%s:%d", host.container.Gateway(), host.port),
 		Registry: fmt.Sprintf("registry.runnerd.internal:%d", host.port), RegistryAddress: host.container.Gateway().String(),
-		KeepBytes: 4 << 30, IdleTimeout: time.Minute, Log: slog.Default(),
+		Cloner: filepath.Join(engines, "runnerd-clone"), KeepBytes: 4 << 30, IdleTimeout: time.Minute, Log: slog.Default(),
 	})
 	t.Cleanup(func() {
 		ws.Close()
@@ -100,6 +105,57 @@ target "broken" { dockerfile-inline = "FROM debian:bookworm-slim\nRUN exit 3\n" 
 	var step *buildkit.StepError
 	if _, err := run("broken"); !errors.As(err, &step) || step.Code != 3 {
 		t.Errorf("broken: got %v, want exit code 3", err)
+	}
+}
+
+// TestClone builds in an untrusted scope on what the trusted one of its project has.
+func TestClone(t *testing.T) {
+	ws := newWorkers(t)
+	lease := func(of scope.Scope) *buildkit.Lease {
+		t.Helper()
+		began := time.Now()
+		l, err := ws.Lease(t.Context(), of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("worker of %s ready after %s", of, time.Since(began))
+		return l
+	}
+	run := func(l *buildkit.Lease, step string) (buildkit.Result, string) {
+		t.Helper()
+		dir := files(t, "Dockerfile", "FROM debian:bookworm-slim\nRUN --mount=type=cache,target=/cache "+step+"\n")
+		plan, err := buildkit.Read(t.Context(), buildkit.Input{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log strings.Builder
+		b := buildkit.Build{Dir: dir, Plan: plan, Target: "default", Insecure: func(string) bool { return true }}
+		result, err := b.Run(t.Context(), l.Client, func(s *client.SolveStatus) {
+			for _, line := range s.Logs {
+				log.Write(line.Data)
+			}
+		})
+		if err != nil {
+			t.Fatalf("%v: %s", err, log.String())
+		}
+		return result, log.String()
+	}
+	const first, poison = "echo trusted-file >/cache/file", "cat /cache/file; echo poison >/cache/file"
+	up := lease(trusted("clone"))
+	defer up.Close(t.Context())
+	run(up, first)
+	of := trusted("clone")
+	of.Trust = scope.Untrusted
+	down := lease(of)
+	defer down.Close(t.Context())
+	if result, _ := run(down, first); result.Steps != 1 || result.Cached != 1 {
+		t.Errorf("an untrusted build is not warm: %+v", result)
+	}
+	if _, log := run(down, poison); log != "trusted-file\n" {
+		t.Errorf("an untrusted build reads %q from the cache mount", log)
+	}
+	if result, log := run(up, poison); result.Cached != 0 || log != "trusted-file\n" {
+		t.Errorf("a trusted build reads %q from the cache mount: %+v", log, result)
 	}
 }
 

@@ -45,6 +45,9 @@ type Spec struct {
 	Limits Limits
 	// Hosts are further lines for /etc/hosts: name to address.
 	Hosts map[string]string
+	// Programs are files of the machine that its own container sees, read-only: absolute path in it to absolute
+	// path on the machine.
+	Programs map[string]string
 	// Volumes are directories on the sandbox's disk that its containers, and those of an engine in it, see
 	// at the same place: volume name to absolute path.
 	Volumes map[string]string
@@ -52,6 +55,31 @@ type Spec struct {
 	// Empty: a scratch disk that is removed by Close. The uid range belongs to the disk, so that files
 	// keep their owners.
 	State string
+	// Base is what it gets of another's state, if not nil. A sandbox with a State has none.
+	Base *Base
+}
+
+// Base is what a sandbox gets of a state disk that another one writes, now or later. It never writes that disk.
+// As long as it lives, whoever writes the disk must not remove what is on it.
+type Base struct {
+	State string // as in Spec; ErrNoState is wrapped by Start's error if there is none
+	// Volume is what paths are relative to, on the state disk and, for copies, on the sandbox's own.
+	Volume string
+	// Copy are files that it gets copies of, all as they are at one moment: for as long as copying takes, the
+	// sandbox that writes them stands still. MaxBytes is how large they may be together.
+	Copy     []string
+	MaxBytes int64
+	// Show are directories that its own container sees, read-only, as they are now and become: absolute path in
+	// it to path in Volume.
+	Show map[string]string
+}
+
+// StateDisk is a state disk that is there.
+type StateDisk struct {
+	Name    string    // as in Spec.State
+	Bytes   int64     // of the machine's disk that it takes
+	Changed time.Time // it was last written
+	InUse   bool
 }
 
 // Limits bound a sandbox. Zero means the driver's default, never "no limit".
@@ -78,6 +106,9 @@ type Usage struct {
 
 // ErrUnknownImage is wrapped by Start's error when the image does not exist where it was looked for.
 var ErrUnknownImage = errors.New("image not found")
+
+// ErrNoState is wrapped by Start's error when there is nothing to take a Base from, or not all of it.
+var ErrNoState = errors.New("there is no state to start from")
 
 // CheckID reports whether id may name a sandbox.
 func CheckID(id string) error {

@@ -54,6 +54,23 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 	if !ok {
 		return sandbox.Exit{}, fmt.Errorf("a build needs a builder, not %T", on)
 	}
+	exit, err := s.attempt(ctx, lease, out)
+	if err == nil || ctx.Err() != nil || !lease.Died() {
+		return exit, err
+	}
+	_, _ = fmt.Fprintf(out.Stream(runner.Notice), "the builder died: %s is built once more, on a new one\n", s.build.Target)
+	if renewErr := lease.Renew(ctx); renewErr != nil {
+		return exit, errors.Join(err, renewErr)
+	}
+	exit, err = s.attempt(ctx, lease, out)
+	if err != nil && ctx.Err() == nil && lease.Died() {
+		err = fmt.Errorf("the builder died twice in this build: if the build takes much memory, raise builder.memory: %w", err)
+	}
+	return exit, err
+}
+
+// attempt builds the target once. A build that fails by the user's doing is an Exit.
+func (s *buildStep) attempt(ctx context.Context, lease *buildkit.Lease, out runner.Output) (sandbox.Exit, error) {
 	running, end := context.WithCancel(ctx)
 	defer end()
 	s.build.SSH = map[string]buildkit.Dial{}

@@ -177,9 +177,11 @@ func (a *assembly) startBuilders(context.Context) error {
 	a.workers = buildkit.NewWorkers(buildkit.WorkersConfig{
 		Open:   a.driver.StartEngine,
 		Image:  b.Image,
+		Cloner: filepath.Join(a.engines.Dir(), "runnerd-clone"),
 		Limits: sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: a.config.Limits.Max.PIDs, Disk: int64(b.Disk), Inodes: a.config.Limits.Max.Inodes},
 		Mirror: a.mirror(), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
 		Insecure: b.Insecure, KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
+		Disks: a.driver, Dir: filepath.Join(a.config.StateDir, "builders"),
 	})
 	a.later(func(context.Context) error { a.workers.Close(); return nil })
 	return nil

@@ -37,6 +37,7 @@ var tests = []struct {
 	{"TestDinD", "", "Exec CancelKillsTheWholeTree CloseIsIdempotent CloseEndsExec StartCancelled Parallel"},
 	{"TestOutcomes", "", "succeeds out_of_memory fork_bomb"},
 	{"TestBuild", "", "."},
+	{"TestClone", "", "."},
 }
 
 // choose returns the pattern for -test.run, and the results without which the guest has not passed.

@@ -314,21 +314,6 @@ func (c cgroup) unthrottle() {
 	})
 }
 
-// freeze asks the v1 freezer for a state (cgroup-v1/freezer-subsystem). A subtree that does not come to rest,
-// since it forks meanwhile, is frozen for the most part, and the next round gets the rest.
-func (c cgroup) freeze(state string) {
-	file := filepath.Join(c.dir("freezer"), "freezer.state")
-	for range 20 {
-		if os.WriteFile(file, []byte(state), 0o644) != nil {
-			return
-		}
-		if text, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(text)) == state {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // pids lists the processes of the subtree.
 func (c cgroup) pids() []int {
 	var pids []int

@@ -1,7 +1,6 @@
 package container
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -27,19 +26,23 @@ type disks struct {
 	log *slog.Logger
 
 	mu sync.Mutex // held while a template is made
+
+	openMu sync.Mutex // held while a state disk is mounted or unmounted
+	open   map[string]*disk
 }
 
 // disk is a mounted file system of a sandbox.
 type disk struct {
 	file    string // the sparse file
 	dir     string // where it is mounted
-	keep    bool   // it outlives the sandbox
 	mounted bool
-}
 
-// bootMark is the file that says in which boot of the machine a disk that is kept was mounted; it is there for
-// as long as the disk is not safe on the machine's own disk.
-func (d *disk) bootMark() string { return d.file + ".boot" }
+	// Of a state disk, which outlives sandboxes, and may be used by several at once:
+	disks *disks
+	name  string
+	users int        // guarded by disks.openMu
+	still sync.Mutex // held while files are copied from it, and while its sandbox starts
+}
 
 // scratch makes and mounts a disk for a sandbox at dir, owned by uid.
 func (d *disks) scratch(ctx context.Context, id, dir string, l sandbox.Limits, uid uint32) (*disk, error) {
@@ -56,36 +59,6 @@ func (d *disks) scratch(ctx context.Context, id, dir string, l sandbox.Limits, u
 		return nil, errors.Join(err, removeFile(file))
 	}
 	return disk, nil
-}
-
-// state makes, or finds again, the disk called name that outlives sandboxes. It does not outlive a crash of the
-// machine: nothing on it is synced, which makes builds quick, so a disk that the last boot left mounted may be
-// torn, and is made anew. What survives without harm is the death of this process.
-func (d *disks) state(ctx context.Context, name, dir string, l sandbox.Limits, uid uint32) (*disk, error) {
-	disk := &disk{file: filepath.Join(d.dir, "state", name+".ext4"), dir: dir, keep: true}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, err
-	}
-	if mark, err := os.ReadFile(disk.bootMark()); err == nil && !bytes.Equal(mark, boot) {
-		d.log.Warn("the machine went down without unmounting a disk: it starts empty", "disk", disk.file)
-		if err := removeFile(disk.file); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := os.Stat(disk.file); errors.Is(err, fs.ErrNotExist) {
-		template, err := d.template(ctx, l)
-		if err != nil {
-			return nil, err
-		}
-		if err := cloneSparse(template, disk.file); err != nil {
-			return nil, errors.Join(fmt.Errorf("create state disk: %w", err), removeFile(disk.file))
-		}
-	}
-	if err := os.WriteFile(disk.bootMark(), boot, 0o600); err != nil {
-		return nil, err
-	}
-	return disk, disk.mount(uid)
 }
 
 // template returns a freshly formatted file of this size that disks are cloned from: formatting takes
@@ -192,30 +165,20 @@ func (d *disk) used() int64 {
 	return int64(st.Blocks-st.Bfree) * st.Bsize
 }
 
-// close unmounts the disk and, unless it outlives the sandbox, removes it.
+// close ends a use of the disk. A scratch disk is removed, a state disk is unmounted when it was the last.
 func (d *disk) close() error {
-	var errs []error
-	if d.mounted {
-		errs = append(errs, unmount(d.dir))
-		d.mounted = false
+	if d.disks != nil {
+		return d.disks.release(d)
 	}
-	if !d.keep {
-		return errors.Join(append(errs, removeFile(d.file))...)
-	}
-	if errs = append(errs, syncFile(d.file)); errors.Join(errs...) == nil {
-		errs = append(errs, removeFile(d.bootMark()))
-	}
-	return errors.Join(errs...)
+	return errors.Join(d.unmount(), removeFile(d.file))
 }
 
-func syncFile(name string) error {
-	file, err := os.Open(name)
-	if errors.Is(err, fs.ErrNotExist) {
+func (d *disk) unmount() error {
+	if !d.mounted {
 		return nil
-	} else if err != nil {
-		return err
 	}
-	return errors.Join(file.Sync(), file.Close())
+	d.mounted = false
+	return unmount(d.dir)
 }
 
 // unmount detaches a mount, and everything mounted on top of it at the same place.

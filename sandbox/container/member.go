@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,7 +86,14 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 			return nil, err
 		}
 	}
-	spec := specOf(m, sb.spec.ID, filepath.Join(sb.d.cfg.EngineDir, "runnerd-init"), binds)
+	readonly := map[string]string{initPath: filepath.Join(sb.d.cfg.EngineDir, "runnerd-init")}
+	if c.Name == mainMember {
+		maps.Copy(readonly, sb.spec.Programs)
+		if sb.base != nil {
+			maps.Copy(readonly, sb.base.shown)
+		}
+	}
+	spec := specOf(m, sb.spec.ID, readonly, binds)
 
 	cctx, cancel := sb.d.uncancelled(ctx)
 	defer cancel()

@@ -27,6 +27,7 @@ type Sandbox struct {
 	spec   sandbox.Spec
 	slot   *slot
 	disk   *disk
+	base   *base // nil if it has none
 	cgroup cgroup
 	addr   netip.Addr
 
@@ -99,6 +100,11 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := prepare.Wait(); err != nil {
 		return nil, err
 	}
+	if spec.Base != nil {
+		if err := sb.inherit(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := sb.writeEtc(); err != nil {
 		return nil, err
 	}
@@ -111,6 +117,8 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := sb.writeHosts(); err != nil {
 		return nil, err
 	}
+	sb.disk.still.Lock()
+	defer sb.disk.still.Unlock()
 	if err := sb.main.start(ctx); err != nil {
 		return nil, err
 	}
@@ -132,15 +140,15 @@ func (d *Driver) releaseUIDs(spec sandbox.Spec, base uint32) {
 }
 
 func (sb *Sandbox) makeDisk(ctx context.Context) (err error) {
-	dir := filepath.Join(sb.dir(), "disk")
 	if sb.spec.State != "" {
+		dir := sb.d.stateDir(sb.spec.State)
 		if sb.disk, err = sb.d.disks.state(ctx, sb.spec.State, dir, sb.spec.Limits, sb.slot.base); err != nil {
 			return err
 		}
 		// What the last run wrote to its root file system is not part of the state.
 		return os.RemoveAll(filepath.Join(dir, "rootfs"))
 	}
-	sb.disk, err = sb.d.disks.scratch(ctx, sb.spec.ID, dir, sb.spec.Limits, sb.slot.base)
+	sb.disk, err = sb.d.disks.scratch(ctx, sb.spec.ID, filepath.Join(sb.dir(), "disk"), sb.spec.Limits, sb.slot.base)
 	return err
 }
 
@@ -277,6 +285,9 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	}
 	all.Wait()
 	errs = append(errs, removed...)
+	if sb.base != nil {
+		errs = append(errs, sb.base.close())
+	}
 	if sb.disk != nil {
 		errs = append(errs, sb.disk.close())
 	}

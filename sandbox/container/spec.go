@@ -22,7 +22,7 @@ var jobCapabilities = []string{
 }
 
 // specOf describes a member of a sandbox to the runtime (OCI runtime-spec, config.md).
-func specOf(m *member, hostname, initBinary string, binds map[string]string) *specs.Spec {
+func specOf(m *member, hostname string, readonly, binds map[string]string) *specs.Spec {
 	capabilities := jobCapabilities
 	if m.engine {
 		capabilities = cap.Known()
@@ -47,7 +47,6 @@ func specOf(m *member, hostname, initBinary string, binds map[string]string) *sp
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-			{Destination: initPath, Type: "bind", Source: initBinary, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: m.cgroupPath(),
@@ -79,6 +78,11 @@ func specOf(m *member, hostname, initBinary string, binds map[string]string) *sp
 	spec.Mounts = append(spec.Mounts,
 		specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}},
 		specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", mode}})
+	for _, destination := range slices.Sorted(maps.Keys(readonly)) {
+		spec.Mounts = append(spec.Mounts, specs.Mount{
+			Destination: destination, Type: "bind", Source: readonly[destination], Options: []string{"bind", "ro", "nosuid", "nodev"},
+		})
+	}
 	for _, destination := range slices.Sorted(maps.Keys(binds)) {
 		spec.Mounts = append(spec.Mounts, specs.Mount{
 			Destination: destination, Type: "bind", Source: binds[destination],

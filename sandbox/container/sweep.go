@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/runnerd/runnerd/sandbox"
 )
 
 // sweepParallel is how many leftovers are removed at once.
@@ -172,22 +174,49 @@ func removeContainer(ctx context.Context, c client.Container) error {
 func (d *Driver) stateUIDs(name string) (uint32, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	file := filepath.Join(d.disks.dir, "state", name+".uid")
-	if text, err := os.ReadFile(file); err == nil {
-		base, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w: remove it together with its disk", file, err)
-		}
-		return uint32(base), nil
+	base, err := d.existingStateUIDs(name)
+	if !errors.Is(err, sandbox.ErrNoState) {
+		return base, err
 	}
-	base, err := d.uids.acquire("state disk " + name)
-	if err != nil {
+	file := filepath.Join(d.disks.dir, "state", name+".uid")
+	if base, err = d.uids.acquire("state disk " + name); err != nil {
 		return 0, err
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return 0, err
 	}
 	return base, os.WriteFile(file, []byte(strconv.FormatUint(uint64(base), 10)+"\n"), 0o600)
+}
+
+// existingStateUIDs returns the uid range that a state disk has.
+func (d *Driver) existingStateUIDs(name string) (uint32, error) {
+	file := filepath.Join(d.disks.dir, "state", name+".uid")
+	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, fmt.Errorf("state disk %s: %w", name, sandbox.ErrNoState)
+	} else if err != nil {
+		return 0, err
+	}
+	base, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w: remove it together with its disk", file, err)
+	}
+	return uint32(base), nil
+}
+
+// releaseStateUIDs gives back the uid range of a state disk that is gone. d.mu is held.
+func (d *Driver) releaseStateUIDs(name string) error {
+	base, err := d.existingStateUIDs(name)
+	if errors.Is(err, sandbox.ErrNoState) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := removeFile(filepath.Join(d.disks.dir, "state", name+".uid")); err != nil {
+		return err
+	}
+	d.uids.release(base)
+	return nil
 }
 
 // claimStateDisks takes the uid ranges of the disks that are there from earlier runs.

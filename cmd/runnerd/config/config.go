@@ -40,7 +40,7 @@ type Config struct {
 	Policy   Policy   `yaml:"policy" doc:"Which nestings of sandboxes may run. What is not listed is refused."`
 	Pool     []Pool   `yaml:"pool" doc:"Sandboxes that are started ahead, so that a job of the same kind and image begins at once, such as: {sandbox: container, image: debian:bookworm-slim, size: 4}."`
 
-	Builder      Builder  `yaml:"builder" doc:"The BuildKit workers, one a project."`
+	Builder      Builder  `yaml:"builder" doc:"The BuildKit workers, one a scope: what a project trusts, and the rest of it."`
 	Registry     Registry `yaml:"registry" doc:"The registry in runnerd: where images come from and where builds are pushed to."`
 	SandboxImage string   `yaml:"sandbox_image" doc:"The image of engines: dockerd, buildkitd, docker, buildx, git."`
 	JobImage     string   `yaml:"job_image" doc:"The image of a job that names none."`
@@ -156,8 +156,8 @@ type Builder struct {
 	Image     string   `yaml:"image" doc:"Its image. Empty: sandbox_image."`
 	Memory    Size     `yaml:"memory" doc:"Memory of one worker. 0: half of capacity.memory."`
 	CPU       CPU      `yaml:"cpu" doc:"Processors of one worker. 0: capacity.cpu."`
-	Disk      Size     `yaml:"disk" doc:"Size of its cache disk."`
-	Idle      Duration `yaml:"idle" doc:"After how long without a build a worker is stopped. Its cache stays."`
+	Disk      Size     `yaml:"disk" doc:"Size of its cache disk. Above 4/5, what was not used for longest is removed before a build starts."`
+	Idle      Duration `yaml:"idle" doc:"After how long without a build a worker is stopped. The cache of a trusted scope stays."`
 	Frontends []string `yaml:"frontends" doc:"Images that '# syntax=' lines may name, such as docker/dockerfile. Others are refused."`
 	Insecure  []string `yaml:"insecure_registries" doc:"Registries that are spoken to over plain HTTP, host:port."`
 }
