@@ -117,15 +117,22 @@ func sumFile(root *os.Root, name string) (string, error) {
 
 // Taken returns the files that t takes, in order.
 func (m Manifest) Taken(t Taken) (out []File) {
-	include, exclude := matcher(t.Include), matcher(t.Exclude)
+	takes := t.Matcher()
 	for _, f := range m.Files {
-		below, ok := t.has(f.Path)
-		if !ok || include != nil && !f.Mode.IsDir() && !matches(include, below) || exclude != nil && matches(exclude, below) {
-			continue
+		if takes(f.Path) {
+			out = append(out, f)
 		}
-		out = append(out, f)
 	}
 	return out
+}
+
+// Matcher tells whether t takes a path.
+func (t Taken) Matcher() func(path string) bool {
+	include, exclude := matcher(t.Include), matcher(t.Exclude)
+	return func(path string) bool {
+		below, ok := t.has(path)
+		return ok && (include == nil || matches(include, below)) && (exclude == nil || !matches(exclude, below))
+	}
 }
 
 // sum is the digest of all that is taken, or empty if not all of it is known.

@@ -8,10 +8,12 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 
 	bkclient "github.com/moby/buildkit/client"
 
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/queue"
@@ -26,6 +28,9 @@ type buildStep struct {
 	agents  *api.Agents
 	outputs *api.Outputs
 	detail  json.RawMessage
+	// ended is told what the build was made of and what came of it.
+	ended   func(b ledger.Build)
+	request runner.Request
 }
 
 // newBuildStep reads a request of KindBuild when its turn has come.
@@ -39,7 +44,7 @@ func newBuildStep(ctx context.Context, r runner.Request, agents *api.Agents, out
 		return nil, err
 	}
 	return &buildStep{
-		id: r.ID, ssh: p.SSH, agents: agents, outputs: outputs,
+		id: r.ID, request: r, ssh: p.SSH, agents: agents, outputs: outputs,
 		build: buildkit.Build{Plan: p.Plan, Target: p.Target, Secrets: secrets, Auth: auth, Push: p.Push},
 	}, nil
 }
@@ -72,6 +77,14 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 			_, _ = progress.Write(text)
 		}
 	}
+	began := time.Now()
+	var made *ledger.Build
+	if s.ended != nil {
+		s.build.Record = func(r buildkit.Record) {
+			b := newLedgerBuild(s.request, s.build, began, r)
+			made = &b
+		}
+	}
 	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
 		mask.hide(status)
 		report(status)
@@ -80,6 +93,10 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 		report(rest)
 	}
 	s.detail, _ = json.Marshal(result)
+	if made != nil {
+		made.Digest, made.Failed = result.Digest, err != nil
+		s.ended(*made)
+	}
 	if err != nil {
 		err = errors.Join(err, s.outputs.Remove(s.id))
 	}

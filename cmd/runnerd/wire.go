@@ -19,6 +19,7 @@ import (
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
@@ -51,6 +52,7 @@ type assembly struct {
 	agents   *api.Agents
 	outputs  *api.Outputs
 	queue    *queue.Queue
+	ledger   *ledger.Ledger
 	runner   *runner.Runner
 	server   *api.Server
 }
@@ -65,7 +67,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 			err = errors.Join(err, a.close(cleanup))
 		}
 	}()
-	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startQueue, a.startRunner, a.startAPI} {
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startLedger, a.startQueue, a.startRunner, a.startAPI} {
 		if err := start(ctx); err != nil {
 			return nil, err
 		}
@@ -185,6 +187,15 @@ func (a *assembly) startBuilders(context.Context) error {
 	return nil
 }
 
+func (a *assembly) startLedger(ctx context.Context) (err error) {
+	a.ledger, err = ledger.Open(ctx, ledger.Config{Dir: filepath.Join(a.config.StateDir, "ledger"), Takes: taken, Log: a.log.With("component", "ledger")})
+	if err != nil {
+		return err
+	}
+	a.later(func(context.Context) error { return a.ledger.Close() })
+	return nil
+}
+
 func (a *assembly) startQueue(ctx context.Context) error {
 	c := a.config
 	logs, err := runner.NewLogStore(filepath.Join(c.StateDir, "logs"), int64(c.Logs.MaxBytes))
@@ -228,7 +239,7 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		step.build.Dir, step.build.Insecure = dir, a.insecure
+		step.build.Dir, step.build.Insecure, step.ended = dir, a.insecure, a.ledger.Add
 		job.Steps = []runner.Step{step}
 	default:
 		return job, fmt.Errorf("a job of the kind %q is not known to this runnerd", r.Kind)
@@ -311,6 +322,7 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	a.server, err = api.New(api.Config{
 		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost()},
 		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
+		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, log: a.log.With("component", "ledger")},
 		Version: info, Log: a.log.With("component", "api"),
 	})
 	if err != nil {
