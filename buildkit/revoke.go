@@ -94,3 +94,17 @@ func Revoke(ctx context.Context, c *client.Client, written []Written, dry bool) 
 type withFilter []string
 
 func (f withFilter) SetPruneOption(info *client.PruneInfo) { info.Filter = f }
+
+// Size is how many bytes of a worker's disk steps have written.
+func Size(ctx context.Context, c *client.Client, written []Written) (bytes int64, err error) {
+	records, err := c.DiskUsage(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("list the builder's cache: %w", err)
+	}
+	for _, u := range records {
+		if slices.ContainsFunc(written, func(w Written) bool { return w.left(u) }) {
+			bytes += u.Size
+		}
+	}
+	return bytes, nil
+}

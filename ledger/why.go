@@ -28,6 +28,9 @@ func (e *explainer) why(ctx context.Context, i int) (string, []Change, error) {
 		}
 	}
 	if in, cause := e.anew(i); in >= 0 {
+		if strings.HasPrefix(cause, firstBuild) {
+			return cause, nil, nil
+		}
 		return fmt.Sprintf("an earlier step was run anew: %q: %s", e.build.Steps[in].Name, cause), nil, nil
 	}
 	if why, err := e.gone(ctx, s); why != "" || err != nil {
@@ -35,7 +38,7 @@ func (e *explainer) why(ctx context.Context, i int) (string, []Change, error) {
 	}
 	switch {
 	case e.before == nil:
-		return "the first build of this target in " + e.build.Scope.String(), nil, nil
+		return firstBuild + e.build.Scope.String(), nil, nil
 	case was == nil:
 		return "the instruction is new since job " + e.before.Job, nil, nil
 	case s.Key == "":
@@ -45,6 +48,8 @@ func (e *explainer) why(ctx context.Context, i int) (string, []Change, error) {
 	}
 	return "not known: what goes into it differs from job " + e.before.Job + ", and the ledger cannot tell how", nil, nil
 }
+
+const firstBuild = "the first build of this target in "
 
 // gone tells what is known of a step's result that was there once.
 func (e *explainer) gone(ctx context.Context, s Step) (string, error) {

@@ -28,8 +28,8 @@ type buildStep struct {
 	agents  *api.Agents
 	outputs *api.Outputs
 	detail  json.RawMessage
-	// ended is told what the build was made of and what came of it.
-	ended   func(b ledger.Build)
+	ledger  *ledger.Ledger // of what the build was made of; nil: none
+	share   *sharing       // with ledger
 	request runner.Request
 }
 
@@ -79,13 +79,16 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 	}
 	began := time.Now()
 	var made *ledger.Build
-	if s.ended != nil {
+	imports := ""
+	if s.ledger != nil {
+		s.build, imports = s.share.importing(s.request.Scope, s.build)
 		s.build.Record = func(r buildkit.Record) {
 			b := newLedgerBuild(s.request, s.build, began, r)
 			made = &b
 		}
 	}
 	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
+		buildkit.HideMissing(status, imports)
 		mask.hide(status)
 		report(status)
 	})
@@ -94,8 +97,9 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 	}
 	s.detail, _ = json.Marshal(result)
 	if made != nil {
-		made.Digest, made.Failed = result.Digest, err != nil
-		s.ended(*made)
+		made.Digest, made.Failed, made.From = result.Digest, err != nil, imports
+		s.ledger.Add(*made)
+		s.decide(ctx, lease, *made, out)
 	}
 	if err != nil {
 		err = errors.Join(err, s.outputs.Remove(s.id))
@@ -106,6 +110,17 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 		return sandbox.Exit{Code: max(failed.Code, 1), OOM: oom}, nil
 	}
 	return sandbox.Exit{}, err
+}
+
+// decide says in the log whether the build's cache is exported, and why.
+func (s *buildStep) decide(ctx context.Context, lease *buildkit.Lease, made ledger.Build, out runner.Output) {
+	export, err := s.share.ended(ctx, lease, s.request.Group, s.build, made)
+	switch {
+	case err != nil:
+		_, _ = fmt.Fprintf(out.Stream(runner.Notice), "the cache is not exported: %v\n", err)
+	case export != nil:
+		_, _ = fmt.Fprintln(out.Stream(runner.Notice), export.Sentence())
+	}
 }
 
 // killed is the exit code of what SIGKILL has ended.

@@ -53,6 +53,7 @@ type assembly struct {
 	outputs  *api.Outputs
 	queue    *queue.Queue
 	ledger   *ledger.Ledger
+	share    *sharing
 	runner   *runner.Runner
 	server   *api.Server
 }
@@ -208,6 +209,10 @@ func (a *assembly) startQueue(ctx context.Context) error {
 	if a.outputs, err = api.NewOutputs(filepath.Join(c.StateDir, "outputs"), int64(c.Outputs.MaxBytes), time.Duration(c.Outputs.Keep)); err != nil {
 		return err
 	}
+	if a.share, err = newSharing(c.Builder.Share, a.ledger, a.workers, a.spaces, a.log.With("component", "share")); err != nil {
+		return err
+	}
+	a.later(a.share.close)
 	a.sessions, a.agents = api.NewAttachments(), api.NewAgents()
 	a.queue, err = queue.Open(ctx, queue.Config{
 		Path: filepath.Join(c.StateDir, "queue", "jobs.db"), Logs: logs, Resolve: a.resolve, Log: a.log.With("component", "queue"),
@@ -239,7 +244,7 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		step.build.Dir, step.build.Insecure, step.ended = dir, a.insecure, a.ledger.Add
+		step.build.Dir, step.build.Insecure, step.ledger, step.share = dir, a.insecure, a.ledger, a.share
 		job.Steps = []runner.Step{step}
 	default:
 		return job, fmt.Errorf("a job of the kind %q is not known to this runnerd", r.Kind)
@@ -320,7 +325,7 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	plans, stop := context.WithCancel(context.WithoutCancel(ctx))
 	a.later(func(context.Context) error { stop(); return nil })
 	a.server, err = api.New(api.Config{
-		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost()},
+		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
 		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
 		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, log: a.log.With("component", "ledger")},
 		Version: info, Log: a.log.With("component", "api"),

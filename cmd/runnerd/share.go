@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distribution/reference"
+
+	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/ledger"
+	"github.com/runnerd/runnerd/runner/api"
+	"github.com/runnerd/runnerd/scope"
+)
+
+// sharing shares the cache of builds with other machines through a registry. A trusted scope has a repository of its
+// own there, which its untrusted one reads and never writes; each target has a tag, since an export replaces all
+// that the tag was.
+type sharing struct {
+	ref    string // empty: nothing is shared
+	auth   map[string]buildkit.Credentials
+	ledger *ledger.Ledger
+	lease  func(ctx context.Context, of scope.Scope) (*buildkit.Lease, error)
+	hold   func(workspace string) (release func())
+	log    *slog.Logger
+
+	ctx  context.Context // of the exports
+	stop context.CancelFunc
+	all  sync.WaitGroup
+	turn chan struct{} // one export at a time, so that jobs have the machine
+
+	mu   sync.Mutex
+	busy map[string]bool // refs that are being exported to
+}
+
+// exportTime bounds one export.
+const exportTime = 30 * time.Minute
+
+func newSharing(c config.Share, l *ledger.Ledger, workers *buildkit.Workers, spaces *api.Workspaces, log *slog.Logger) (*sharing, error) {
+	s := &sharing{
+		ledger: l, lease: workers.Lease, hold: spaces.Hold, log: log,
+		auth: map[string]buildkit.Credentials{}, turn: make(chan struct{}, 1), busy: map[string]bool{},
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	if c.Ref == "" {
+		return s, nil
+	}
+	named, err := reference.ParseNormalizedNamed(c.Ref)
+	if err != nil {
+		return nil, fmt.Errorf("builder.share.ref: %w", err)
+	}
+	s.ref = named.Name()
+	if c.PasswordFile != "" {
+		password, err := os.ReadFile(c.PasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("builder.share.password_file: %w", err)
+		}
+		s.auth[reference.Domain(named)] = buildkit.Credentials{Username: c.Username, Password: strings.TrimSpace(string(password))}
+	}
+	return s, nil
+}
+
+// close ends the exports that are under way: what they have not finished is not to be seen in the registry.
+func (s *sharing) close(context.Context) error {
+	s.stop()
+	s.all.Wait()
+	return nil
+}
+
+// refOf is where a scope's cache of a target is, and whether the scope may write it.
+func (s *sharing) refOf(of scope.Scope, b buildkit.Build) (ref string, write bool) {
+	if s.ref == "" || of.IsZero() {
+		return "", false
+	}
+	trusted, below := of.Above()
+	if !below {
+		trusted = of
+	}
+	return s.ref + "/" + trusted.ID() + ":" + targetKey(b.Plan.Targets[b.Target]), of.MayWrite(trusted)
+}
+
+// importing is b as it imports the scope's cache, from ref.
+func (s *sharing) importing(of scope.Scope, b buildkit.Build) (_ buildkit.Build, ref string) {
+	if ref, _ = s.refOf(of, b); ref == "" {
+		return b, ""
+	}
+	return s.authorized(b.Importing(ref)), ref
+}
+
+// authorized has the share's credentials, which take the place of what the client has given for the same registry.
+func (s *sharing) authorized(b buildkit.Build) buildkit.Build {
+	b.Auth = merged(b.Auth, s.auth)
+	return b
+}
+
+// ended decides whether to export what a build has cached, and begins to. It returns the decision, if there was
+// anything to decide. lease is the job's own.
+func (s *sharing) ended(ctx context.Context, lease *buildkit.Lease, workspace string, b buildkit.Build, made ledger.Build) (*ledger.Export, error) {
+	ref, write := s.refOf(made.Scope, b)
+	if !write || made.Failed {
+		return nil, nil
+	}
+	e := ledger.Export{Job: made.Job, Scope: made.Scope, Ref: ref, At: time.Now()}
+	var written []buildkit.Written
+	for _, step := range made.Steps {
+		if step.State == ledger.Run && step.Source == "" && step.Error == "" {
+			e.Spent += step.Ended.Sub(step.Started).Seconds()
+			written = append(written, buildkit.Written{Name: step.Name, Args: step.Args, From: step.Started, To: step.Ended})
+		}
+	}
+	if len(written) == 0 {
+		return nil, nil
+	}
+	known, err := s.ledger.Estimate(ctx, made.Scope)
+	if err != nil {
+		return nil, err
+	}
+	if e.Decide(known); e.Pays { // as if nothing were to be sent: only then it is worth to look how much it is
+		if e.Bytes, err = buildkit.Size(ctx, lease.Client, written); err != nil {
+			return nil, err
+		}
+		e.Decide(known)
+	}
+	if e.Pays && !s.begin(ref) {
+		e.Error = "another job's export of the same target is under way"
+	}
+	s.ledger.Exported(e)
+	if !e.Pays || e.Error != "" {
+		return &e, nil
+	}
+	keep, err := s.lease(ctx, made.Scope) // before the job gives its own back
+	if err != nil {
+		s.end(ref)
+		return nil, err
+	}
+	release := s.hold(workspace)
+	s.all.Go(func() {
+		defer s.end(ref)
+		defer release()
+		defer func() { _ = keep.Close(context.Background()) }()
+		s.export(keep, b, e)
+	})
+	return &e, nil
+}
+
+func (s *sharing) begin(ref string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy[ref] {
+		return false
+	}
+	s.busy[ref] = true
+	return true
+}
+
+func (s *sharing) end(ref string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.busy, ref)
+}
+
+func (s *sharing) export(lease *buildkit.Lease, b buildkit.Build, e ledger.Export) {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-s.ctx.Done():
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(s.ctx, exportTime, errors.New("it took too long"))
+	defer cancel()
+	result, err := s.authorized(b.Exporting(e.Ref)).Run(ctx, lease.Client, nil)
+	if e.Took = result.Duration.Seconds(); err != nil {
+		e.Took, e.Error = 0, err.Error()
+		s.log.Warn("a cache was not exported", "job", e.Job, "ref", e.Ref, "error", err)
+	} else {
+		s.log.Info("a cache was exported", "job", e.Job, "ref", e.Ref, "seconds", e.Took, "bytes", e.Bytes)
+	}
+	s.ledger.Exported(e)
+}
