@@ -15,7 +15,7 @@ import (
 type Written struct {
 	Name     string    // of the step
 	Args     []string  // its command line, of a RUN
-	From, To time.Time // zero: whenever
+	From, To time.Time // zero: it is not known when, or another machine has run it
 }
 
 // clockSlack is how far BuildKit's times of a step and of its records may be apart.
@@ -25,6 +25,9 @@ const clockSlack = time.Second
 func (w Written) left(u *client.UsageInfo) bool {
 	if !w.From.IsZero() && (u.CreatedAt.Before(w.From.Add(-clockSlack)) || u.CreatedAt.After(w.To.Add(clockSlack))) {
 		return false
+	}
+	if w.From.IsZero() && strings.HasPrefix(u.Description, "imported sha256:") {
+		return true // an imported record does not tell its step: rather all of them, they can be imported again
 	}
 	if len(w.Args) == 0 { // solver/llbsolver/file/refmanager.go, ops/merge.go, ops/diff.go
 		return u.Description == w.Name

@@ -94,6 +94,14 @@ func TestShare(t *testing.T) {
 			t.Errorf("%v: the other machine has %q, not %q: %+v", flags, same, value, l)
 		}
 	}
+	copied, _ := other.build(dear)
+	stdout := other.want(0, "", "cache", "revoke", fmt.Sprintf("%s:%d", copied, line(t, other.explain(copied), "RUN sleep").N))
+	t.Log(stdout)
+	for _, flags := range [][]string{nil, {"--untrusted"}} {
+		if _, anew := other.build(dear, flags...); anew == value {
+			t.Errorf("%v: after the revocation the other machine still has %q", flags, anew)
+		}
+	}
 	if apart, own := other.build(dear, "--project", "another"); own == value {
 		t.Errorf("another project has read the cache: %+v", other.explain(apart))
 	}

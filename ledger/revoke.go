@@ -22,6 +22,8 @@ type Revocation struct {
 	Users  []User        `json:"users"`          // the first one first
 	// Traces tell the records of the step and of all that was built on it.
 	Traces []Trace `json:"-"`
+	// Targets are the keys of what was built with it.
+	Targets []string `json:"-"`
 
 	keys []string
 }
@@ -135,6 +137,9 @@ func (l *Ledger) descend(ctx context.Context, r *Revocation, b *stored, step Ste
 			}
 		}
 		r.Users = append(r.Users, user)
+		if !slices.Contains(r.Targets, b.Key) {
+			r.Targets = append(r.Targets, b.Key)
+		}
 	}
 	for key, trace := range unseen {
 		if !ran[key] {

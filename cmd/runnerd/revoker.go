@@ -18,6 +18,7 @@ type ledgerOf struct {
 	*ledger.Ledger
 	// lease gives out a scope's worker, which it starts if need be.
 	lease  func(ctx context.Context, of scope.Scope) (*buildkit.Lease, error)
+	share  *sharing
 	stores []budget.Store // with entries of their own
 	log    *slog.Logger
 }
@@ -38,6 +39,11 @@ func (l ledgerOf) Revoke(ctx context.Context, r api.Revoke) (api.Revoked, error)
 	var written []buildkit.Written
 	for _, t := range found.Traces {
 		written = append(written, buildkit.Written{Name: t.Name, Args: t.Args, From: t.Started, To: t.Ended})
+	}
+	if !r.DryRun { // before a build imports it again
+		if err := l.share.forget(ctx, found.Scopes[0], found.Targets); err != nil {
+			return out, err
+		}
 	}
 	// Trusted first: what an untrusted builder would copy from it is gone by then.
 	for _, of := range found.Scopes {

@@ -5,12 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
@@ -28,7 +34,9 @@ type sharing struct {
 	ledger *ledger.Ledger
 	lease  func(ctx context.Context, of scope.Scope) (*buildkit.Lease, error)
 	hold   func(workspace string) (release func())
-	log    *slog.Logger
+	// insecure tells which registries speak plain HTTP.
+	insecure func(host string) bool
+	log      *slog.Logger
 
 	ctx  context.Context // of the exports
 	stop context.CancelFunc
@@ -42,9 +50,9 @@ type sharing struct {
 // exportTime bounds one export.
 const exportTime = 30 * time.Minute
 
-func newSharing(c config.Share, l *ledger.Ledger, workers *buildkit.Workers, spaces *api.Workspaces, log *slog.Logger) (*sharing, error) {
+func newSharing(c config.Share, l *ledger.Ledger, workers *buildkit.Workers, spaces *api.Workspaces, insecure func(host string) bool, log *slog.Logger) (*sharing, error) {
 	s := &sharing{
-		ledger: l, lease: workers.Lease, hold: spaces.Hold, log: log,
+		ledger: l, lease: workers.Lease, hold: spaces.Hold, insecure: insecure, log: log,
 		auth: map[string]buildkit.Credentials{}, turn: make(chan struct{}, 1), busy: map[string]bool{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -182,4 +190,41 @@ func (s *sharing) export(lease *buildkit.Lease, b buildkit.Build, e ledger.Expor
 		s.log.Info("a cache was exported", "job", e.Job, "ref", e.Ref, "seconds", e.Took, "bytes", e.Bytes)
 	}
 	s.ledger.Exported(e)
+}
+
+// forgetTime bounds what is asked of the registry when something is revoked.
+const forgetTime = 30 * time.Second
+
+// forget puts nothing in the place of the caches of a trusted scope's targets: not all registries let tags be
+// deleted, and whoever may export may do this.
+func (s *sharing) forget(ctx context.Context, of scope.Scope, targets []string) error {
+	if s.ref == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, forgetTime)
+	defer cancel()
+	for _, target := range targets {
+		text := s.ref + "/" + of.ID() + ":" + target
+		host, _, _ := strings.Cut(text, "/")
+		var options []name.Option
+		if s.insecure(host) {
+			options = append(options, name.Insecure)
+		}
+		ref, err := name.ParseReference(text, options...)
+		if err != nil {
+			return err
+		}
+		with := []remote.Option{remote.WithContext(ctx)}
+		if c, ok := s.auth[host]; ok {
+			with = append(with, remote.WithAuth(&authn.Basic{Username: c.Username, Password: c.Password}))
+		}
+		var answer *transport.Error
+		if _, err := remote.Head(ref, with...); errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
+			continue
+		}
+		if err := remote.Write(ref, empty.Image, with...); err != nil {
+			return fmt.Errorf("revoke the exported cache %s: %w", text, err)
+		}
+	}
+	return nil
 }

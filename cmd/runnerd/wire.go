@@ -209,7 +209,7 @@ func (a *assembly) startQueue(ctx context.Context) error {
 	if a.outputs, err = api.NewOutputs(filepath.Join(c.StateDir, "outputs"), int64(c.Outputs.MaxBytes), time.Duration(c.Outputs.Keep)); err != nil {
 		return err
 	}
-	if a.share, err = newSharing(c.Builder.Share, a.ledger, a.workers, a.spaces, a.log.With("component", "share")); err != nil {
+	if a.share, err = newSharing(c.Builder.Share, a.ledger, a.workers, a.spaces, a.insecure, a.log.With("component", "share")); err != nil {
 		return err
 	}
 	a.later(a.share.close)
@@ -327,7 +327,7 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	a.server, err = api.New(api.Config{
 		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
 		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
-		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, log: a.log.With("component", "ledger")},
+		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, share: a.share, log: a.log.With("component", "ledger")},
 		Version: info, Log: a.log.With("component", "api"),
 	})
 	if err != nil {
