@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,13 +99,14 @@ func (s *sharing) importing(of scope.Scope, b buildkit.Build) (_ buildkit.Build,
 	if ref, _ = s.refOf(of, b); ref == "" {
 		return b, ""
 	}
-	return s.authorized(b.Importing(ref)), ref
-}
-
-// authorized has the share's credentials, which take the place of what the client has given for the same registry.
-func (s *sharing) authorized(b buildkit.Build) buildkit.Build {
-	b.Auth = merged(b.Auth, s.auth)
-	return b
+	// The share's credentials are for its registry's host, whatever is asked for there: a build that itself names
+	// something on that host has its own alone.
+	named := b.Plan.Registries(true)
+	b = b.Importing(ref)
+	if !slices.ContainsFunc(named, func(host string) bool { _, ok := s.auth[host]; return ok }) {
+		b.Auth = merged(b.Auth, s.auth)
+	}
+	return b, ref
 }
 
 // ended decides whether to export what a build has cached, and begins to. It returns the decision, if there was
@@ -182,7 +184,9 @@ func (s *sharing) export(lease *buildkit.Lease, b buildkit.Build, e ledger.Expor
 	}
 	ctx, cancel := context.WithTimeoutCause(s.ctx, exportTime, errors.New("it took too long"))
 	defer cancel()
-	result, err := s.authorized(b.Exporting(e.Ref)).Run(ctx, lease.Client, nil)
+	b = b.Exporting(e.Ref)
+	b.Auth = merged(b.Auth, s.auth)
+	result, err := b.Run(ctx, lease.Client, nil)
 	if e.Took = result.Duration.Seconds(); err != nil {
 		e.Took, e.Error = 0, err.Error()
 		s.log.Warn("a cache was not exported", "job", e.Job, "ref", e.Ref, "error", err)

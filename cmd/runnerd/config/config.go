@@ -165,7 +165,7 @@ type Builder struct {
 
 // Share is a registry through which machines share the cache of builds.
 type Share struct {
-	Ref          string `yaml:"ref" doc:"The repository below which each trusted scope has one, such as registry.example.com/cache. Builds import from it, and export to it what is measured to pay. Who may write there, may poison every build: the registry must ask others for credentials. Empty: nothing is shared."`
+	Ref          string `yaml:"ref" doc:"The repository below which each trusted scope has one, such as registry.example.com/cache. Builds import from it, and export to it what is measured to pay. Who may write there, may poison every build: the registry must ask others for credentials, and these should be good for nothing else there. Empty: nothing is shared."`
 	Username     string `yaml:"username" doc:"The registry's user."`
 	PasswordFile string `yaml:"password_file" doc:"The file that holds the password. Empty: none is needed."`
 }
