@@ -33,7 +33,8 @@ type Build struct {
 	// Create makes the file that a "type=oci", "docker", "tar" or "local" output writes; nil: they are refused.
 	// A "local" output is a tar of its directory: its files are foreign, so they are not made on this machine.
 	Create func(name string) (io.WriteCloser, error)
-	// Record, when not nil, is told what the build was made of when it has ended, however it did.
+	// Record, when not nil, is told what the build was made of when it has ended, however it did. What it is told is
+	// to be completed.
 	Record func(Record)
 }
 
@@ -84,7 +85,7 @@ func (b Build) Run(ctx context.Context, c *client.Client, progress func(*client.
 	if err != nil {
 		return Result{}, err
 	}
-	recorder := &recorder{build: b, sessions: sessions, keep: b.Record != nil, known: map[digest.Digest]int{}, manifests: map[string]Manifest{}}
+	recorder := &recorder{build: b, sessions: sessions, keep: b.Record != nil, known: map[digest.Digest]int{}, locals: map[string]localSource{}}
 	statuses := make(chan *client.SolveStatus)
 	tally := newTally()
 	var follow sync.WaitGroup

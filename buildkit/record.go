@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -14,19 +13,21 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 )
 
 // Record is what a build was made of, and what came of each of its steps.
 type Record struct {
-	Steps     []Step              // each after its inputs
-	Manifests map[string]Manifest // of the local directories that it took files from, by Taken.From
+	Steps []Step // each after its inputs
+	// Manifests are those of the local directories that it took files from, by Taken.From.
+	Manifests map[string]Manifest
+
+	recorder *recorder
 }
 
 // Step is a vertex of a build: an instruction of a Dockerfile, or what surrounds it.
 type Step struct {
 	Vertex digest.Digest `json:"vertex"` // BuildKit's; it changes with each build if local files go into the step
-	// Key stands for the instruction with all that goes into it, the contents of local files among it: two steps
+	// Key is set by Record.Complete. It stands for the instruction with all that goes into it, the contents of local files among it: two steps
 	// with one Key do the same. It is empty if the contents are not all known.
 	Key      string    `json:"key,omitempty"`
 	Name     string    `json:"name"`             // "[stage 2/5] RUN make"
@@ -63,24 +64,29 @@ const (
 	StepCached StepState = "cached"
 )
 
-// recorder learns what a build is made of before it runs, and reads its local files while it does.
+// recorder learns what a build is made of before it runs.
 type recorder struct {
 	build    Build
 	sessions map[string]string // as of solver
 	keep     bool              // otherwise it does nothing
 
-	mu        sync.Mutex
-	ops       []definedOp
-	known     map[digest.Digest]int
-	manifests map[string]Manifest
-	reading   errgroup.Group
+	mu     sync.Mutex
+	ops    []definedOp
+	known  map[digest.Digest]int
+	locals map[string]localSource // by Taken.From
+}
+
+// localSource is a directory, and which of its files BuildKit asks for.
+type localSource struct {
+	dir   string
+	asked asked
 }
 
 type definedOp struct {
 	digest digest.Digest
 	op     *pb.Op
 	meta   *pb.OpMetadata
-	local  string // a key of manifests, if it is a local source
+	local  string // a key of locals, if it is a local source
 }
 
 // define adds a result's definition.
@@ -97,11 +103,11 @@ func (r *recorder) define(ctx context.Context, result *gateway.Result) error {
 		if err != nil {
 			return err
 		}
-		return r.add(ctx, def.ToPB())
+		return r.add(def.ToPB())
 	})
 }
 
-func (r *recorder) add(ctx context.Context, def *pb.Definition) error {
+func (r *recorder) add(def *pb.Definition) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, text := range def.Def {
@@ -115,7 +121,7 @@ func (r *recorder) add(ctx context.Context, def *pb.Definition) error {
 		}
 		defined := definedOp{digest: d, op: op, meta: def.Metadata[string(d)]}
 		if source := op.GetSource(); source != nil && strings.HasPrefix(source.Identifier, "local://") {
-			defined.local = r.read(ctx, source)
+			defined.local = r.local(source)
 		}
 		r.known[d] = len(r.ops)
 		r.ops = append(r.ops, defined)
@@ -123,8 +129,8 @@ func (r *recorder) add(ctx context.Context, def *pb.Definition) error {
 	return nil
 }
 
-// read begins to read a local source's files and returns its key.
-func (r *recorder) read(ctx context.Context, source *pb.SourceOp) string {
+// local notes a local source and returns its key.
+func (r *recorder) local(source *pb.SourceOp) string {
 	name := strings.TrimPrefix(source.Identifier, "local://")
 	dir := r.build.Plan.Targets[r.build.Target].Context
 	if path, ok := strings.CutPrefix(name, dirKey); ok {
@@ -142,19 +148,12 @@ func (r *recorder) read(ctx context.Context, source *pb.SourceOp) string {
 	}
 	key := dir
 	for n := 2; ; n++ { // one directory may be asked for in several ways
-		if _, taken := r.manifests[key]; !taken {
+		if _, taken := r.locals[key]; !taken {
 			break
 		}
 		key = fmt.Sprintf("%s (%d)", dir, n)
 	}
-	r.manifests[key] = Manifest{}
-	r.reading.Go(func() error {
-		m := r.build.manifest(ctx, dir, asked)
-		r.mu.Lock()
-		r.manifests[key] = m
-		r.mu.Unlock()
-		return nil
-	})
+	r.locals[key] = localSource{dir, asked}
 	return key
 }
 
@@ -163,12 +162,10 @@ func patterns(text string) (out []string) {
 	return out
 }
 
-// record is what is known when the build has ended.
+// record is what is known when the build has ended, but for local files.
 func (r *recorder) record(t *tally) Record {
-	_ = r.reading.Wait()
-	out := Record{Manifests: maps.Clone(r.manifests)}
+	out := Record{recorder: r}
 	number := map[digest.Digest]int{}
-	keys := map[digest.Digest]string{} // of all ops, local sources but for their contents
 	for _, d := range r.ops {
 		if d.local != "" {
 			continue
@@ -179,8 +176,6 @@ func (r *recorder) record(t *tally) Record {
 				step.Inputs = append(step.Inputs, n)
 			}
 		}
-		step.Key = r.key(d, step.Takes, keys)
-		keys[d.digest] = step.Key
 		step.tell(t.steps[d.digest])
 		if step.State == "" { // BuildKit's name for a step that is not to be looked up
 			step.tell(t.steps[digest.FromString(string(d.digest)+"-ignorecache")])
@@ -189,6 +184,25 @@ func (r *recorder) record(t *tally) Record {
 		out.Steps = append(out.Steps, step)
 	}
 	return out
+}
+
+// Complete reads the local files and sets what depends on them: Manifests and keys. It is to be called when the build
+// has ended, as long as its directory is there; it may take about half a second.
+func (r *Record) Complete(ctx context.Context) {
+	r.Manifests = map[string]Manifest{}
+	for key, l := range r.recorder.locals {
+		r.Manifests[key] = r.recorder.build.manifest(ctx, l.dir, l.asked)
+	}
+	keys := map[digest.Digest]string{}
+	n := 0
+	for _, d := range r.recorder.ops {
+		if d.local == "" {
+			step := &r.Steps[n]
+			step.Key = r.key(d, step.Takes, keys)
+			keys[d.digest] = step.Key
+			n++
+		}
+	}
 }
 
 func (s *Step) tell(v *client.Vertex) {
@@ -259,17 +273,17 @@ func (r *recorder) takes(s *Step, d definedOp, input int64, t Taken) {
 
 // key is the digest of the step's definition with its inputs' keys instead of their digests, and the contents
 // that it takes from local sources instead of those.
-func (r *recorder) key(d definedOp, takes []Taken, keys map[digest.Digest]string) string {
+func (r *Record) key(d definedOp, takes []Taken, keys map[digest.Digest]string) string {
 	op := d.op.CloneVT()
 	for _, in := range op.Inputs {
-		n, ok := r.known[digest.Digest(in.Digest)]
+		n, ok := r.recorder.known[digest.Digest(in.Digest)]
 		if !ok {
 			return ""
 		}
 		key := keys[digest.Digest(in.Digest)]
-		if local := r.ops[n].local; local != "" {
+		if local := r.recorder.ops[n].local; local != "" {
 			own := slices.DeleteFunc(slices.Clone(takes), func(t Taken) bool { return t.From != local })
-			key = r.manifests[local].sum(own)
+			key = r.Manifests[local].sum(own)
 		}
 		if key == "" {
 			return ""

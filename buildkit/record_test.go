@@ -11,7 +11,7 @@ import (
 // recordOf builds and returns what is recorded of it.
 func (d *daemon) recordOf(t testing.TB, b Build) (out Record, err error) {
 	t.Helper()
-	b.Record = func(r Record) { out = r }
+	b.Record = func(r Record) { r.Complete(t.Context()); out = r }
 	_, err = b.Run(t.Context(), d.Client, nil)
 	return out, err
 }
@@ -126,7 +126,7 @@ func testRecordShared(t *testing.T, d *daemon) {
 	for i := range records {
 		all.Go(func() {
 			b := workspace(t, "Dockerfile", "FROM debian:bookworm-slim\nCOPY a /\nRUN sleep 1; cat /proc/sys/kernel/random/uuid >/id\n", "a", "shared")
-			b.Record = func(r Record) { records[i] = r }
+			b.Record = func(r Record) { r.Complete(t.Context()); records[i] = r }
 			if _, err := b.Run(t.Context(), d.Client, func(*client.SolveStatus) {}); err != nil {
 				t.Error(err)
 			}

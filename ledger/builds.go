@@ -19,6 +19,12 @@ import (
 // Add writes down a build, later.
 func (l *Ledger) Add(b Build) { l.later(write{do: b.insert}) }
 
+// AddLater writes down a build that it has made when it comes to it, one after the other.
+func (l *Ledger) AddLater(made func() Build) {
+	var b Build
+	l.later(write{make: func() { b = made() }, do: func(tx *sql.Tx) error { return b.insert(tx) }})
+}
+
 func (b Build) insert(tx *sql.Tx) error {
 	body, err := text(b)
 	if err != nil {

@@ -70,12 +70,9 @@ func (e Export) Sentence() string {
 	return "the cache is exported to " + e.Ref + ", in the background: " + figures
 }
 
-// Estimate measures a scope's reuse and exports.
+// Estimate measures a scope's reuse and exports, by what is written down: it does not wait for what was added just now.
 func (l *Ledger) Estimate(ctx context.Context, of scope.Scope) (Estimate, error) {
 	out := Estimate{Rate: assumedRate, Overhead: assumedOverhead}
-	if err := l.flush(ctx); err != nil {
-		return out, err
-	}
 	var run, cached float64
 	if err := l.db.QueryRowContext(ctx, `SELECT count(CASE s.state WHEN 'run' THEN 1 END), count(CASE s.state WHEN 'cached' THEN 1 END) FROM steps s
 		WHERE s.key <> '' AND json_extract(s.body, '$.numbered') AND json_extract(s.body, '$.source') IS NULL

@@ -108,6 +108,7 @@ type Ledger struct {
 
 // write is something to write down, or with done a sign that everything before it is.
 type write struct {
+	make func() // what do needs, outside of a transaction
 	do   func(tx *sql.Tx) error
 	done chan struct{}
 }
@@ -247,6 +248,9 @@ func (l *Ledger) write() {
 		for _, w := range all { // one that fails takes no other along
 			if w.do != nil {
 				builds++
+				if w.make != nil {
+					w.make()
+				}
 				if err := l.transact(w.do); err != nil {
 					l.cfg.Log.Error("the ledger has lost a record", "error", err)
 				}

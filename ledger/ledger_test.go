@@ -238,6 +238,7 @@ func TestReopened(t *testing.T) {
 	c := &clock{time.Now()}
 	l := open(t, Config{Dir: dir})
 	l.Add(c.build("j1", trusted, "x", "make", Run, Run))
+	l.AddLater(func() Build { return c.build("j3", trusted, "y", "make", Run, Run) })
 	l.Wrote("ci-cache", "e1", "j1", trusted)
 	l.Read("ci-cache", "e1", "j2", untrusted)
 	if err := errors.Join(l.Close(), l.Close()); err != nil {
@@ -248,6 +249,7 @@ func TestReopened(t *testing.T) {
 	if e := explain(t, again, "j1"); len(e.Steps) != 3 || len(e.Uses) != 1 || !e.Uses[0].Wrote {
 		t.Errorf("%+v", e)
 	}
+	explain(t, again, "j3")
 	if users, err := again.Users(t.Context(), "e1"); err != nil || len(users) != 2 || users[1].Job != "j2" || users[1].Scope != untrusted {
 		t.Errorf("%+v, %v", users, err)
 	}
@@ -280,6 +282,9 @@ func TestExport(t *testing.T) {
 	}
 	dear.Took = 500
 	l.Exported(dear)
+	if err := l.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if known, err = l.Estimate(t.Context(), trusted); err != nil || known.Measured != 1 || known.Reuse > 0.2 || known.Rate > 1<<20 {
 		t.Errorf("%+v, %v", known, err)
 	}

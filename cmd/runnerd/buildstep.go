@@ -30,6 +30,7 @@ type buildStep struct {
 	detail  json.RawMessage
 	ledger  *ledger.Ledger // of what the build was made of; nil: none
 	share   *sharing       // with ledger
+	hold    func(workspace string) (release func())
 	request runner.Request
 }
 
@@ -78,14 +79,11 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 		}
 	}
 	began := time.Now()
-	var made *ledger.Build
+	var record *buildkit.Record
 	imports := ""
 	if s.ledger != nil {
 		s.build, imports = s.share.importing(s.request.Scope, s.build)
-		s.build.Record = func(r buildkit.Record) {
-			b := newLedgerBuild(s.request, s.build, began, r)
-			made = &b
-		}
+		s.build.Record = func(r buildkit.Record) { record = &r }
 	}
 	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
 		buildkit.HideMissing(status, imports)
@@ -96,10 +94,10 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 		report(rest)
 	}
 	s.detail, _ = json.Marshal(result)
-	if made != nil {
-		made.Digest, made.Failed, made.From = result.Digest, err != nil, imports
-		s.ledger.Add(*made)
-		s.decide(ctx, lease, *made, out)
+	if record != nil {
+		s.enter(ctx, lease, *record, out, func(b *ledger.Build) {
+			b.Began, b.Ended, b.Digest, b.Failed, b.From = began, began.Add(result.Duration), result.Digest, err != nil, imports
+		})
 	}
 	if err != nil {
 		err = errors.Join(err, s.outputs.Remove(s.id))
@@ -112,8 +110,19 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 	return sandbox.Exit{}, err
 }
 
-// decide says in the log whether the build's cache is exported, and why.
-func (s *buildStep) decide(ctx context.Context, lease *buildkit.Lease, made ledger.Build, out runner.Output) {
+// enter has the build written into the ledger. The local files are read afterwards: the job does not wait for that.
+// In the log it says whether the build's cache is exported, and why.
+func (s *buildStep) enter(ctx context.Context, lease *buildkit.Lease, record buildkit.Record, out runner.Output, result func(*ledger.Build)) {
+	made := newLedgerBuild(s.request, s.build, record)
+	result(&made)
+	release := s.hold(s.request.Group)
+	s.ledger.AddLater(func() ledger.Build {
+		defer release()
+		record.Complete(context.Background())
+		complete := newLedgerBuild(s.request, s.build, record)
+		result(&complete)
+		return complete
+	})
 	export, err := s.share.ended(ctx, lease, s.request.Group, s.build, made)
 	switch {
 	case err != nil:

@@ -5,18 +5,17 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/runner"
 )
 
-// newLedgerBuild is what the ledger keeps of a build that began at a time and has ended now.
-func newLedgerBuild(r runner.Request, b buildkit.Build, began time.Time, record buildkit.Record) ledger.Build {
+// newLedgerBuild is what the ledger keeps of a build.
+func newLedgerBuild(r runner.Request, b buildkit.Build, record buildkit.Record) ledger.Build {
 	out := ledger.Build{
 		Job: r.ID, Scope: r.Scope, Target: b.Target, Key: targetKey(b.Plan.Targets[b.Target]), Args: b.Plan.Targets[b.Target].Args,
-		Began: began, Ended: time.Now(), Manifests: map[string]ledger.Manifest{},
+		Manifests: map[string]ledger.Manifest{},
 	}
 	for _, s := range record.Steps {
 		step := ledger.Step{

@@ -45,11 +45,9 @@ func (l ledgerOf) Revoke(ctx context.Context, r api.Revoke) (api.Revoked, error)
 			return out, err
 		}
 	}
-	// Trusted first: what an untrusted builder would copy from it is gone by then.
+	// Trusted first: what an untrusted builder would copy from it is gone by then. Whether that one has copied what no
+	// job of its own has used, the ledger does not know.
 	for _, of := range found.Scopes {
-		if !usedBy(found, of) {
-			continue
-		}
 		removed, err := l.revokeIn(ctx, of, written, r.DryRun)
 		for _, record := range removed {
 			out.Removed = append(out.Removed, api.RemovedRecord{Scope: of, ID: record.ID, Description: record.Description, Bytes: record.Bytes})
@@ -63,16 +61,6 @@ func (l ledgerOf) Revoke(ctx context.Context, r api.Revoke) (api.Revoked, error)
 	}
 	l.log.Warn("revoked", "entry", r.Entry, "step", found.Step, "records", len(out.Removed), "jobs", len(out.Users))
 	return out, l.Revoked(ctx, found)
-}
-
-// usedBy tells whether a scope's builder may hold what is revoked: a job of the scope has used it.
-func usedBy(r ledger.Revocation, of scope.Scope) bool {
-	for _, u := range r.Users {
-		if u.Scope == of || of.Trust == scope.Trusted {
-			return true
-		}
-	}
-	return false
 }
 
 func (l ledgerOf) revokeIn(ctx context.Context, of scope.Scope, written []buildkit.Written, dry bool) ([]buildkit.Removed, error) {

@@ -244,7 +244,7 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		step.build.Dir, step.build.Insecure, step.ledger, step.share = dir, a.insecure, a.ledger, a.share
+		step.build.Dir, step.build.Insecure, step.ledger, step.share, step.hold = dir, a.insecure, a.ledger, a.share, a.spaces.Hold
 		job.Steps = []runner.Step{step}
 	default:
 		return job, fmt.Errorf("a job of the kind %q is not known to this runnerd", r.Kind)
