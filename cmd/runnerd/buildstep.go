@@ -95,8 +95,9 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 	}
 	s.detail, _ = json.Marshal(result)
 	if record != nil {
+		failed := err != nil
 		s.enter(ctx, lease, *record, out, func(b *ledger.Build) {
-			b.Began, b.Ended, b.Digest, b.Failed, b.From = began, began.Add(result.Duration), result.Digest, err != nil, imports
+			b.Began, b.Ended, b.Digest, b.Failed, b.From = began, began.Add(result.Duration), result.Digest, failed, imports
 		})
 	}
 	if err != nil {
