@@ -17,8 +17,9 @@ func TestImports(t *testing.T) {
 	may := map[string][]string{ // by the first element of the path
 		"scope":    {},
 		"budget":   {"budget"},
+		"ledger":   {"ledger", "scope"},
 		"sandbox":  {"sandbox"},
-		"runner":   {"runner", "sandbox", "scope"},
+		"runner":   {"runner", "sandbox", "scope", "ledger"}, // only its API
 		"buildkit": {"buildkit", "sandbox", "scope", "budget"},
 		"registry": {"registry", "scope", "budget"},
 		"cache":    {"cache", "scope", "budget"},

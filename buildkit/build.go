@@ -12,6 +12,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/opencontainers/go-digest"
 )
 
 // Build is one target of a plan, ready to be built. Nothing but what it says goes into the build: neither the
@@ -32,6 +33,9 @@ type Build struct {
 	// Create makes the file that a "type=oci", "docker", "tar" or "local" output writes; nil: they are refused.
 	// A "local" output is a tar of its directory: its files are foreign, so they are not made on this machine.
 	Create func(name string) (io.WriteCloser, error)
+	// Record, when not nil, is told what the build was made of when it has ended, however it did. What it is told is
+	// to be completed.
+	Record func(Record)
 }
 
 // Dial opens one connection.
@@ -81,6 +85,7 @@ func (b Build) Run(ctx context.Context, c *client.Client, progress func(*client.
 	if err != nil {
 		return Result{}, err
 	}
+	recorder := &recorder{build: b, sessions: sessions, keep: b.Record != nil, known: map[digest.Digest]int{}, locals: map[string]localSource{}}
 	statuses := make(chan *client.SolveStatus)
 	tally := newTally()
 	var follow sync.WaitGroup
@@ -93,11 +98,14 @@ func (b Build) Run(ctx context.Context, c *client.Client, progress func(*client.
 		}
 	})
 	response, err := c.Build(ctx, opt, "runnerd", func(ctx context.Context, gw gateway.Client) (*gateway.Result, error) {
-		return newSolver(b, gw, sessions).solve(ctx, b.Target)
+		return newSolver(b, gw, sessions, recorder).solve(ctx, b.Target)
 	}, statuses)
 	follow.Wait()
 	result := Result{Target: b.Target, Tags: target.Tags, Duration: time.Since(began)}
 	result.Steps, result.Cached = tally.count()
+	if b.Record != nil {
+		b.Record(recorder.record(tally))
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return result, context.Cause(ctx)

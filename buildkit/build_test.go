@@ -39,6 +39,7 @@ func TestBuild(t *testing.T) {
 		{"outputs", testOutputs},
 		{"platforms", testPlatforms},
 		{"cache", testCache},
+		{"record", testRecord},
 		{"provenance", testProvenance},
 		{"ssh", testSSH},
 		{"denied", testDenied},

@@ -302,9 +302,28 @@ func (p Plan) Closure(name string) Plan {
 // them: of all Docker's names, "docker.io" is Docker Hub's. What is only tagged is not pushed.
 func (p Plan) Registries(push bool) []string {
 	hosts := map[string]bool{}
+	for _, ref := range p.references(push) {
+		hosts[reference.Domain(ref)] = true
+	}
+	return slices.Sorted(maps.Keys(hosts))
+}
+
+// Below is the first image or cache, without its tag, that building the plan asks for or writes at or below a
+// repository; empty: none.
+func (p Plan) Below(repository string) string {
+	for _, ref := range p.references(true) {
+		if name := ref.Name(); name == repository || strings.HasPrefix(name, repository+"/") {
+			return name
+		}
+	}
+	return ""
+}
+
+// references are the images and caches that building the plan asks for and writes.
+func (p Plan) references(push bool) (out []reference.Named) {
 	add := func(name string) {
 		if ref, err := reference.ParseNormalizedNamed(name); err == nil {
-			hosts[reference.Domain(ref)] = true
+			out = append(out, ref)
 		}
 	}
 	for name, t := range p.Targets {
@@ -337,7 +356,7 @@ func (p Plan) Registries(push bool) []string {
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(hosts))
+	return out
 }
 
 // SecretIDs are the ids of all secrets that the plan's targets use, sorted.

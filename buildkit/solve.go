@@ -22,13 +22,14 @@ type solver struct {
 	Build
 	gw       gateway.Client
 	sessions map[string]string // that hold a context, by directory
+	recorder *recorder
 
 	mu   sync.Mutex
 	once map[string]func() (*gateway.Result, error)
 }
 
-func newSolver(b Build, gw gateway.Client, sessions map[string]string) *solver {
-	return &solver{Build: b, gw: gw, sessions: sessions, once: map[string]func() (*gateway.Result, error){}}
+func newSolver(b Build, gw gateway.Client, sessions map[string]string, r *recorder) *solver {
+	return &solver{Build: b, gw: gw, sessions: sessions, recorder: r, once: map[string]func() (*gateway.Result, error){}}
 }
 
 // solve solves a target, first those that are its contexts. The plan is acyclic.
@@ -51,7 +52,6 @@ func (s *solver) solveOnce(ctx context.Context, name string) (*gateway.Result, e
 	}
 	request := gateway.SolveRequest{
 		Frontend: "dockerfile.v0", FrontendOpt: attrs, FrontendInputs: map[string]*pb.Definition{},
-		Evaluate: name == s.Target, // of a context only what is used
 	}
 	if id := s.sessions[t.Context]; id != "" {
 		attrs["local-sessionid:"+contextName] = id
@@ -88,7 +88,20 @@ func (s *solver) solveOnce(ctx context.Context, name string) (*gateway.Result, e
 			return nil, fmt.Errorf("context %s: %w", as, err)
 		}
 	}
-	return s.gw.Solve(ctx, request)
+	result, err := s.gw.Solve(ctx, request)
+	if err != nil || name != s.Target { // of a context only what is used is evaluated
+		return result, err
+	}
+	// What the build is made of is known before it runs, and so also if it fails.
+	if err := s.recorder.define(ctx, result); err != nil {
+		return nil, err
+	}
+	group, groupCtx = errgroup.WithContext(ctx)
+	_ = result.EachRef(func(ref gateway.Reference) error {
+		group.Go(func() error { return ref.Evaluate(groupCtx) })
+		return nil
+	})
+	return result, group.Wait()
 }
 
 // linked are the contexts that are targets of the plan, by the names they have in the Dockerfile.
@@ -233,9 +246,11 @@ func attestations(t Target) map[string]string {
 	return attrs
 }
 
+const dirKey = "dir:"
+
 // localKey names a directory that is a named context to BuildKit, the same for all targets that use it, so
 // that it is sent once.
-func localKey(dir string) string { return "dir:" + filepath.ToSlash(filepath.Clean(dir)) }
+func localKey(dir string) string { return dirKey + filepath.ToSlash(filepath.Clean(dir)) }
 
 // dockerfileKey names a directory that a Dockerfile is read from.
 func dockerfileKey(dir string) string { return "dockerfile:" + filepath.ToSlash(filepath.Clean(dir)) }

@@ -63,6 +63,7 @@ type builder struct {
 	read      func(context.Context, buildkit.Input) (buildkit.Plan, error)
 	frontends []string // that "# syntax" lines may name
 	registry  string   // the daemon's own, host:port
+	share     string   // the repository of shared caches, which no build may name
 }
 
 func (bd builder) Plan(ctx context.Context, dir string, b api.Build) ([]api.Target, error) {
@@ -118,6 +119,9 @@ func (bd builder) plan(ctx context.Context, dir string, b api.Build) (buildkit.P
 	}
 	if err := bd.adjust(&plan, b); err != nil {
 		return plan, fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	if name := plan.Below(bd.share); bd.share != "" && name != "" {
+		return plan, fmt.Errorf("%w: %s holds the caches of all projects (builder.share), which no build may name", sandbox.ErrDenied, name)
 	}
 	return plan, nil
 }
@@ -238,10 +242,10 @@ func (bd builder) adjust(p *buildkit.Plan, b api.Build) error {
 	return nil
 }
 
-func merged(a, b map[string]string) map[string]string {
+func merged[V any](a, b map[string]V) map[string]V {
 	out := maps.Clone(a)
 	if out == nil {
-		out = map[string]string{}
+		out = map[string]V{}
 	}
 	maps.Copy(out, b)
 	return out

@@ -8,10 +8,12 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 
 	bkclient "github.com/moby/buildkit/client"
 
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/queue"
@@ -26,6 +28,10 @@ type buildStep struct {
 	agents  *api.Agents
 	outputs *api.Outputs
 	detail  json.RawMessage
+	ledger  *ledger.Ledger // of what the build was made of; nil: none
+	share   *sharing       // with ledger
+	hold    func(workspace string) (release func())
+	request runner.Request
 }
 
 // newBuildStep reads a request of KindBuild when its turn has come.
@@ -39,7 +45,7 @@ func newBuildStep(ctx context.Context, r runner.Request, agents *api.Agents, out
 		return nil, err
 	}
 	return &buildStep{
-		id: r.ID, ssh: p.SSH, agents: agents, outputs: outputs,
+		id: r.ID, request: r, ssh: p.SSH, agents: agents, outputs: outputs,
 		build: buildkit.Build{Plan: p.Plan, Target: p.Target, Secrets: secrets, Auth: auth, Push: p.Push},
 	}, nil
 }
@@ -89,7 +95,15 @@ func (s *buildStep) attempt(ctx context.Context, lease *buildkit.Lease, out runn
 			_, _ = progress.Write(text)
 		}
 	}
+	began := time.Now()
+	var record *buildkit.Record
+	imports := ""
+	if s.ledger != nil {
+		s.build, imports = s.share.importing(s.request.Scope, s.build)
+		s.build.Record = func(r buildkit.Record) { record = &r }
+	}
 	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
+		buildkit.HideMissing(status, imports)
 		mask.hide(status)
 		report(status)
 	})
@@ -97,6 +111,12 @@ func (s *buildStep) attempt(ctx context.Context, lease *buildkit.Lease, out runn
 		report(rest)
 	}
 	s.detail, _ = json.Marshal(result)
+	if record != nil {
+		failed := err != nil
+		s.enter(ctx, lease, *record, out, func(b *ledger.Build) {
+			b.Began, b.Ended, b.Digest, b.Failed, b.From = began, began.Add(result.Duration), result.Digest, failed, imports
+		})
+	}
 	if err != nil {
 		err = errors.Join(err, s.outputs.Remove(s.id))
 	}
@@ -106,6 +126,28 @@ func (s *buildStep) attempt(ctx context.Context, lease *buildkit.Lease, out runn
 		return sandbox.Exit{Code: max(failed.Code, 1), OOM: oom}, nil
 	}
 	return sandbox.Exit{}, err
+}
+
+// enter has the build written into the ledger. The local files are read afterwards: the job does not wait for that.
+// In the log it says whether the build's cache is exported, and why.
+func (s *buildStep) enter(ctx context.Context, lease *buildkit.Lease, record buildkit.Record, out runner.Output, result func(*ledger.Build)) {
+	made := newLedgerBuild(s.request, s.build, record)
+	result(&made)
+	release := s.hold(s.request.Group)
+	s.ledger.AddLater(func() ledger.Build {
+		defer release()
+		record.Complete(context.Background())
+		complete := newLedgerBuild(s.request, s.build, record)
+		result(&complete)
+		return complete
+	})
+	export, err := s.share.ended(ctx, lease, s.request.Group, s.build, made)
+	switch {
+	case err != nil:
+		_, _ = fmt.Fprintf(out.Stream(runner.Notice), "the cache is not exported: %v\n", err)
+	case export != nil:
+		_, _ = fmt.Fprintln(out.Stream(runner.Notice), export.Sentence())
+	}
 }
 
 // killed is the exit code of what SIGKILL has ended.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
@@ -51,6 +52,8 @@ type assembly struct {
 	agents   *api.Agents
 	outputs  *api.Outputs
 	queue    *queue.Queue
+	ledger   *ledger.Ledger
+	share    *sharing
 	runner   *runner.Runner
 	server   *api.Server
 }
@@ -65,7 +68,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 			err = errors.Join(err, a.close(cleanup))
 		}
 	}()
-	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startQueue, a.startRunner, a.startAPI} {
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startLedger, a.startQueue, a.startRunner, a.startAPI} {
 		if err := start(ctx); err != nil {
 			return nil, err
 		}
@@ -187,6 +190,15 @@ func (a *assembly) startBuilders(context.Context) error {
 	return nil
 }
 
+func (a *assembly) startLedger(ctx context.Context) (err error) {
+	a.ledger, err = ledger.Open(ctx, ledger.Config{Dir: filepath.Join(a.config.StateDir, "ledger"), Takes: taken, Log: a.log.With("component", "ledger")})
+	if err != nil {
+		return err
+	}
+	a.later(func(context.Context) error { return a.ledger.Close() })
+	return nil
+}
+
 func (a *assembly) startQueue(ctx context.Context) error {
 	c := a.config
 	logs, err := runner.NewLogStore(filepath.Join(c.StateDir, "logs"), int64(c.Logs.MaxBytes))
@@ -199,6 +211,10 @@ func (a *assembly) startQueue(ctx context.Context) error {
 	if a.outputs, err = api.NewOutputs(filepath.Join(c.StateDir, "outputs"), int64(c.Outputs.MaxBytes), time.Duration(c.Outputs.Keep)); err != nil {
 		return err
 	}
+	if a.share, err = newSharing(c.Builder.Share, a.ledger, a.workers, a.spaces, a.insecure, a.log.With("component", "share")); err != nil {
+		return err
+	}
+	a.later(a.share.close)
 	a.sessions, a.agents = api.NewAttachments(), api.NewAgents()
 	a.queue, err = queue.Open(ctx, queue.Config{
 		Path: filepath.Join(c.StateDir, "queue", "jobs.db"), Logs: logs, Resolve: a.resolve, Log: a.log.With("component", "queue"),
@@ -230,7 +246,7 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		step.build.Dir, step.build.Insecure = dir, a.insecure
+		step.build.Dir, step.build.Insecure, step.ledger, step.share, step.hold = dir, a.insecure, a.ledger, a.share, a.spaces.Hold
 		job.Steps = []runner.Step{step}
 	default:
 		return job, fmt.Errorf("a job of the kind %q is not known to this runnerd", r.Kind)
@@ -311,8 +327,9 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	plans, stop := context.WithCancel(context.WithoutCancel(ctx))
 	a.later(func(context.Context) error { stop(); return nil })
 	a.server, err = api.New(api.Config{
-		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost()},
+		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
 		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
+		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, share: a.share, log: a.log.With("component", "ledger")},
 		Version: info, Log: a.log.With("component", "api"),
 	})
 	if err != nil {

@@ -205,7 +205,7 @@ func TestOpenAPI(t *testing.T) {
 			t.Error(path)
 		}
 	}
-	if n != 15 || doc.OpenAPI == "" {
+	if n != 17 || doc.OpenAPI == "" {
 		t.Errorf("%d operations", n)
 	}
 }

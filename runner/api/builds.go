@@ -116,6 +116,9 @@ func (s *Server) removeAfter(workspace string, ids []string) {
 			}
 			s.cfg.Agents.forget(id)
 		}
+		if s.cfg.Workspaces.holds.wait(s.ctx, workspace) != nil {
+			return // runnerd stops; Recover goes on
+		}
 		s.removeWorkspace(workspace)
 		s.release(workspace)
 	})

@@ -36,6 +36,7 @@ const (
 // only directories, plain files, and symbolic links that lead nowhere outside of it.
 type Workspaces struct {
 	claims     sync.Map // ids that a build uses
+	holds      holds
 	dir        string
 	maxBytes   int64
 	maxEntries int64

@@ -75,6 +75,11 @@ func (c *Config) check() []complaint {
 			k.bad(fmt.Sprintf("builder.insecure_registries[%d]", i), "%q is not host:port", r)
 		}
 	}
+	k.image("builder.share.ref", c.Builder.Share.Ref, false)
+	if ref, err := reference.ParseNormalizedNamed(c.Builder.Share.Ref); err == nil {
+		k.that(reference.IsNameOnly(ref), "builder.share.ref", "%q has a tag: name a repository alone", c.Builder.Share.Ref)
+	}
+	k.absolute("builder.share.password_file", c.Builder.Share.PasswordFile, false)
 	k.image("sandbox_image", c.SandboxImage, true)
 	k.image("job_image", c.JobImage, true)
 	if _, port, err := net.SplitHostPort(c.Registry.Address); err != nil || port == "" {

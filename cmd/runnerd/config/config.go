@@ -159,7 +159,15 @@ type Builder struct {
 	Disk      Size     `yaml:"disk" doc:"Size of its cache disk. Above 4/5, what was not used for longest is removed before a build starts."`
 	Idle      Duration `yaml:"idle" doc:"After how long without a build a worker is stopped. The cache of a trusted scope stays."`
 	Frontends []string `yaml:"frontends" doc:"Images that '# syntax=' lines may name, such as docker/dockerfile. Others are refused."`
+	Share     Share    `yaml:"share" doc:"Sharing the cache of builds with the daemons of other machines, through a registry."`
 	Insecure  []string `yaml:"insecure_registries" doc:"Registries that are spoken to over plain HTTP, host:port."`
+}
+
+// Share is a registry through which machines share the cache of builds.
+type Share struct {
+	Ref          string `yaml:"ref" doc:"The repository below which each trusted scope has one, such as registry.example.com/cache. Builds import from it, and export to it what is measured to pay. Who may write there, may poison every build: the registry must ask others for credentials, and these should be good for nothing else there. Empty: nothing is shared."`
+	Username     string `yaml:"username" doc:"The registry's user."`
+	PasswordFile string `yaml:"password_file" doc:"The file that holds the password. Empty: none is needed."`
 }
 
 // Registry is runnerd's own.

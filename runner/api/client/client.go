@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/runner/api"
 )
 
@@ -201,6 +202,16 @@ func (c *Client) Upload(ctx context.Context, r io.Reader) (w api.Workspace, err 
 	}
 	defer func() { _ = res.Body.Close() }()
 	return w, json.NewDecoder(res.Body).Decode(&w)
+}
+
+// Explain asks where the results of a build's steps came from.
+func (c *Client) Explain(ctx context.Context, id string) (ledger.Explanation, error) {
+	return call[ledger.Explanation](ctx, c, http.MethodGet, jobPath(id, "explain"), nil, nil)
+}
+
+// Revoke has a cache entry removed.
+func (c *Client) Revoke(ctx context.Context, r api.Revoke) (api.Revoked, error) {
+	return call[api.Revoked](ctx, c, http.MethodPost, "/v1/cache/revoke", nil, r)
 }
 
 // Outputs lists what a finished build has written.
