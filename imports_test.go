@@ -18,7 +18,7 @@ func TestImports(t *testing.T) {
 		"scope":    {},
 		"budget":   {"budget"},
 		"sandbox":  {"sandbox"},
-		"runner":   {"runner", "sandbox", "scope"},
+		"runner":   {"runner", "sandbox", "scope", "budget"},
 		"buildkit": {"buildkit", "sandbox", "scope", "budget"},
 		"registry": {"registry", "scope", "budget"},
 		"cache":    {"cache", "scope", "budget"},

@@ -42,7 +42,7 @@ const (
 )
 
 // ErrFull is wrapped by errors of a file system with too little room for another job.
-var ErrFull = errors.New("no room for another job")
+var ErrFull = errors.New("too little room on the disk")
 
 // FileSystem is what df(1) says of the file system that a directory lies on.
 type FileSystem struct {

@@ -44,6 +44,7 @@ type Config struct {
 	Attachments *Attachments
 	Agents      *Agents
 	Outputs     *Outputs // nil: builds write none
+	Disk        Disk     // nil: nothing is said of the caches
 	// Prepare fills in what a request does not say, and refuses what may not be: its error wraps
 	// sandbox.ErrDenied or ErrInvalid.
 	Prepare func(r *runner.Request) error
@@ -98,6 +99,7 @@ func (s *Server) routes() {
 	s.buildRoutes()
 	s.raw(logOperation, s.log)
 	s.outputRoutes()
+	s.cacheRoutes()
 	s.raw(attachOperation, s.attach)
 	s.raw(agentOperation, s.agent)
 	s.raw(workspaceOperation, s.upload)
