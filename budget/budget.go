@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -88,10 +89,10 @@ func (b *Budget) tend() {
 		if b.ctx.Err() != nil {
 			return
 		}
-		switch {
-		case err != nil:
+		if err != nil {
 			b.cfg.Log.Error("the disk's account is not complete", "error", err)
-		case b.cfg.Idle != nil && b.cfg.Idle() && b.estimate(f) > b.marks(f).High:
+		}
+		if b.cfg.Idle != nil && b.cfg.Idle() && b.estimate(f) > b.marks(f).High {
 			b.logPrune(b.prune(b.ctx, Request{policy: true}))
 		}
 		b.warnOfGap(f)
@@ -128,8 +129,8 @@ func (b *Budget) measure(ctx context.Context) (FileSystem, error) {
 	}
 	all.Wait()
 	after, err := b.look()
-	if err := errors.Join(append(errs, err)...); err != nil {
-		return after, err
+	if err != nil || ctx.Err() != nil {
+		return after, errors.Join(append(errs, err)...)
 	}
 	now := snapshot{at: time.Now(), used: before.Used + (after.Used-before.Used)/2} // the stores were asked between
 	for _, g := range b.gauges {
@@ -142,7 +143,7 @@ func (b *Budget) measure(ctx context.Context) (FileSystem, error) {
 	if b.base == nil {
 		b.base = &now
 	}
-	return after, nil
+	return after, errors.Join(errs...) // of a store that fails, the last figure stands
 }
 
 // estimate is what the stores take at most now: their last account, and all that the file system grew by since.
@@ -187,8 +188,10 @@ func (g *gauge) measure(ctx, life context.Context) error {
 	g.mu.Unlock()
 	select {
 	case <-done:
-		_, _, err := g.read()
-		return err
+		if _, _, err := g.read(); err != nil {
+			return fmt.Errorf("measure %s: %w", g.store.Name(), err)
+		}
+		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -272,6 +272,35 @@ func TestOthersGrow(t *testing.T) {
 	})
 }
 
+// TestFailingStore holds that a store that cannot be asked keeps nobody from accounting and pruning the others.
+func TestFailingStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := &fake{name: "x", entries: []Entry{old("a", 4*gib, 48*time.Hour)}, err: errors.New("on fire")}
+		y := &fake{name: "y", entries: []Entry{old("b", 4*gib, 48*time.Hour)}}
+		b, _ := newFake(t, x, y)
+		synctest.Wait()
+		a, err := b.Account(t.Context())
+		if err != nil || a.Bytes != 4*gib || !strings.Contains(a.Stores[0].Error, "on fire") || a.Stores[1].Error != "" {
+			t.Errorf("%v %+v", err, a)
+		}
+		r, err := b.Prune(t.Context(), Request{All: true})
+		if err == nil || !strings.Contains(err.Error(), "on fire") || r.Freed != 4*gib || len(y.entries) > 0 {
+			t.Errorf("%v %+v", err, r)
+		}
+		b.Close()
+	})
+}
+
+func BenchmarkMakeRoom(b *testing.B) {
+	budget := New(Config{Dir: b.TempDir(), Limits: Limits{High: Share{Percent: 90}, Low: Share{Percent: 80}, Wait: time.Second}})
+	defer budget.Close()
+	for b.Loop() {
+		if err := budget.MakeRoom(b.Context(), func(string) {}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func TestPrune(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := &fake{name: "x", entries: []Entry{old("a", 4*gib, 48*time.Hour), old("b", 4*gib, 72*time.Hour), old("new", 4*gib, time.Minute)}}

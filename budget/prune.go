@@ -67,12 +67,15 @@ func (b *Budget) alone(ctx context.Context) (release func(), err error) {
 func (b *Budget) pruneAlone(ctx context.Context, r Request) (Report, error) {
 	f, err := b.measureFor(ctx, r.policy)
 	report := Report{Before: f, After: f, DryRun: r.DryRun, Removed: []Listed{}}
-	if err != nil && (f.Size == 0 || !r.policy) {
+	if f.Size == 0 {
 		return report, err
 	}
 	need := b.excess(f, r)
 	tried := map[key]bool{}
 	var errs []error
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) { // then the last figures are good enough
+		errs = append(errs, err)
+	}
 	for need > 0 && ctx.Err() == nil {
 		stores, err := b.list(ctx, r)
 		if err != nil {
@@ -122,7 +125,7 @@ func (b *Budget) pruneAlone(ctx context.Context, r Request) (Report, error) {
 	}
 	if !r.DryRun && len(report.Removed) > 0 {
 		report.After, err = b.measureFor(ctx, r.policy)
-		if err != nil {
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			errs = append(errs, err)
 		}
 		report.Removed = b.gone(ctx, report.Removed)
