@@ -19,7 +19,7 @@ func TestImports(t *testing.T) {
 		"budget":   {"budget"},
 		"ledger":   {"ledger", "scope"},
 		"sandbox":  {"sandbox"},
-		"runner":   {"runner", "sandbox", "scope", "ledger"}, // only its API
+		"runner":   {"runner", "sandbox", "scope", "budget", "ledger"}, // the last two only its API
 		"buildkit": {"buildkit", "sandbox", "scope", "budget"},
 		"registry": {"registry", "scope", "budget"},
 		"cache":    {"cache", "scope", "budget"},

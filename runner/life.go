@@ -33,6 +33,9 @@ type Config struct {
 	// Open makes a job's sandbox. Its error may wrap sandbox.ErrDenied or sandbox.ErrUnknownImage. On
 	// failure it leaves nothing behind.
 	Open func(ctx context.Context, j Job) (sandbox.Sandbox, error)
+	// Room, when not nil, waits until the disk has room for the job. It is called before Open, and calls waiting
+	// with the reason for the wait whenever that changes. An error that is not that of ctx fails the job.
+	Room func(ctx context.Context, waiting func(reason string)) error
 	// Policy says which nestings may run. The zero value allows none.
 	Policy    sandbox.Policy
 	Admission *Admission
@@ -197,6 +200,11 @@ func (j *jobRun) run(ctx context.Context) error {
 	ctx, stop := j.withTimeout(ctx)
 	defer stop()
 
+	if j.Room != nil {
+		if err := j.Room(ctx, func(reason string) { j.state(ctx, Waiting, reason) }); err != nil {
+			return because(ctx, err)
+		}
+	}
 	j.state(ctx, Opening, "")
 	sb, err := j.open(ctx)
 	if err != nil {

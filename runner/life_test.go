@@ -101,6 +101,39 @@ func TestLifeSucceeded(t *testing.T) {
 	})
 }
 
+// TestLifeRoom has a job wait for room on the disk before its sandbox is opened.
+func TestLifeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, exits(0))
+		b.config.Room = func(ctx context.Context, waiting func(string)) error {
+			waiting("waiting for disk")
+			return sleep(ctx, 5*time.Second)
+		}
+		start := time.Now()
+		r := b.run()
+		b.expect(r, Succeeded, "")
+		if got := strings.Join(b.rep.states, " "); got != "waiting opening running closing" || r.Times.Opened.Sub(start) != 5*time.Second {
+			t.Errorf("states: %s, opened after %s", got, r.Times.Opened.Sub(start))
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, exits(0))
+		b.config.Room = func(context.Context, func(string)) error { return errors.New("no room") }
+		b.expect(b.run(), Errored, "", "no room")
+		if b.sb.closed != 0 {
+			t.Error("a sandbox was opened")
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, exits(0))
+		b.job.Timeout = Duration(time.Second)
+		b.config.Room = func(ctx context.Context, _ func(string)) error { return sleep(ctx, time.Hour) }
+		if r := b.run(); r.Outcome != TimedOut {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
 func TestLifeOutcomes(t *testing.T) {
 	for name, c := range map[string]struct {
 		change          func(*bench)

@@ -3,166 +3,105 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/runnerd/runnerd/buildkit"
-	"github.com/runnerd/runnerd/ledger"
+	"github.com/runnerd/runnerd/budget"
+	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/api/apitest"
-	"github.com/runnerd/runnerd/scope"
 )
 
-// fakeLedger knows one job.
-type fakeLedger struct{ revoked []api.Revoke }
+// fakeDisk is an api.Disk that remembers what it was asked for.
+type fakeDisk struct {
+	asked []budget.Request
+	gap   budget.Gap
+}
 
-func (*fakeLedger) Explain(_ context.Context, job string) (ledger.Explanation, error) {
-	if job != "known" {
-		return ledger.Explanation{}, fmt.Errorf("job %s: %w", job, ledger.ErrUnknown)
+func (d *fakeDisk) entries() []budget.Listed {
+	long := time.Now().Add(-73 * time.Hour)
+	return []budget.Listed{
+		{Store: "images", Entry: budget.Entry{ID: "sha256:1", Description: "debian\x1b[31m", Bytes: 5 << 20, Created: long, Uses: 3}},
+		{Store: "registry", Entry: budget.Entry{ID: "r", Scope: "group/app (untrusted)", Bytes: 3 << 30, Created: long, InUse: true}},
 	}
-	of := scope.Scope{Forge: scope.Local, Project: "app", Trust: scope.Untrusted}
-	return ledger.Explanation{
-		Job: job, Scope: of, Target: "default", Before: "earlier",
-		Steps: []ledger.Line{
-			{N: 1, Step: "[1/3] FROM debian", Result: ledger.Base, Why: "the same as in job earlier"},
-			{N: 2, Step: "[2/3] COPY a /", Result: ledger.Ran, Seconds: 1.5, Why: "a changed\x1b[2J", Files: []ledger.Change{{Path: "a", How: "changed"}}},
-			{N: 3, Step: "[3/3] RUN make", Result: ledger.Hit, Why: "nothing", Writer: &ledger.Writer{Job: "writer", Scope: scope.Scope{Forge: scope.Local, Project: "app", Trust: scope.Trusted}, At: time.Now()}},
+}
+
+func (d *fakeDisk) Account(context.Context) (budget.Account, error) {
+	return budget.Account{
+		Stores: []budget.StoreAccount{
+			{Name: "logs", Bytes: 1 << 20, Removable: 1 << 19, Entries: 3, OldestUse: time.Now().Add(-73 * time.Hour)},
+			{Name: "registry", Bytes: 3 << 30, Error: "cannot\nread"},
 		},
-		Uses: []ledger.Use{{Store: "ci-cache", Entry: "go-mod", Wrote: true}},
+		Bytes: 3<<30 + 1<<20, Marks: budget.Marks{Budget: 100 << 30, High: 85 << 30, Low: 70 << 30, Floor: 5 << 30},
+		FileSystem: budget.FileSystem{Dir: "/state", Size: 200 << 30, Used: 50 << 30, Free: 150 << 30}, Gap: d.gap,
 	}, nil
 }
 
-func (f *fakeLedger) Revoke(_ context.Context, r api.Revoke) (api.Revoked, error) {
-	f.revoked = append(f.revoked, r)
-	if r.Entry != "known:3" {
-		return api.Revoked{}, fmt.Errorf("%s: %w", r.Entry, ledger.ErrUnknown)
+func (d *fakeDisk) Entries(_ context.Context, store, _ string) ([]budget.Listed, error) {
+	if store == "nonsense" {
+		return nil, fmt.Errorf("%w: %q", budget.ErrNoStore, store)
 	}
-	return api.Revoked{
-		Revocation: ledger.Revocation{Entry: r.Entry, Step: "[3/3] RUN make", Users: []ledger.User{{Job: "writer", Wrote: true, Target: "default", Digest: "sha256:1"}, {Job: "known"}}},
-		DryRun:     r.DryRun, Removed: []api.RemovedRecord{{ID: "r1", Bytes: 1 << 20}},
-	}, nil
+	return d.entries(), nil
 }
 
-func TestCacheCommands(t *testing.T) {
-	f := &fakeLedger{}
-	s := daemonFor(t, nil, func(c *api.Config, _ *apitest.Backend) { c.Ledger = f })
-	for _, c := range []struct {
-		args   []string
-		code   int
-		stdout []string
-		stderr string
-	}{
-		{[]string{"explain", "known"}, 0, []string{"job known of app (untrusted), target default: compared with job earlier", "2     run", "1.5s", "a changed [2J", "3     hit     writer of app, ", "ci-cache  wrote  go-mod"}, ""},
-		{[]string{"explain", "--files", "known"}, 0, []string{"2: changed a"}, ""},
-		{[]string{"explain", "--json", "known"}, 0, []string{`"result": "hit"`, `"job": "writer"`}, ""},
-		{[]string{"explain", "unknown"}, 1, nil, "the ledger does not know it"},
-		{[]string{"explain"}, 2, nil, "arg"},
-		{[]string{"revoke", "known:3"}, 0, []string{"removed [3/3] RUN make and what was built on it: 1 records, 1.0 MiB", "writer  wrote", "known   read"}, ""},
-		{[]string{"revoke", "--dry-run", "known:3"}, 0, []string{"would remove"}, ""},
-		{[]string{"revoke", "--json", "known:3"}, 0, []string{`"removed": [`}, ""},
-		{[]string{"revoke", "known:9"}, 1, nil, "the ledger does not know it"},
-	} {
-		code, stdout, stderr := runnerd(t, s.Socket, "", append([]string{"cache"}, c.args...)...)
-		if code != c.code || !strings.Contains(stderr, c.stderr) {
-			t.Errorf("%v: exit code %d, want %d: %s", c.args, code, c.code, stderr)
-		}
-		for _, want := range c.stdout {
-			if !strings.Contains(stdout, want) {
-				t.Errorf("%v: no %q in\n%s", c.args, want, stdout)
-			}
-		}
-		if strings.Contains(stdout, "\x1b") && c.args[1] != "--json" {
-			t.Errorf("%v: the terminal would obey %q", c.args, stdout)
-		}
-	}
-	if len(f.revoked) != 4 || f.revoked[0].DryRun || !f.revoked[1].DryRun {
-		t.Errorf("%+v", f.revoked)
-	}
+func (d *fakeDisk) Prune(_ context.Context, r budget.Request) (budget.Report, error) {
+	d.asked = append(d.asked, r)
+	return budget.Report{Removed: d.entries()[:1], Freed: 5 << 20, DryRun: r.DryRun, Remaining: 1 << 30}, nil
 }
 
-// TestShareRefs holds who reads and who writes which repository of a shared cache.
-func TestShareRefs(t *testing.T) {
-	s := &sharing{ref: "registry.example.com/cache"}
-	b := buildkit.Build{Plan: buildkit.Plan{Targets: map[string]buildkit.Target{"a": {Dockerfile: "a"}, "b": {Dockerfile: "b"}}}, Target: "a"}
-	trusted := scope.Scope{Forge: scope.Local, Project: "p", Trust: scope.Trusted}
-	untrusted, unknown, other := trusted, trusted, trusted
-	untrusted.Trust, unknown.Trust, other.Project = scope.Untrusted, "", "q"
-	ref, write := s.refOf(trusted, b)
-	if !write || !strings.HasPrefix(ref, s.ref+"/"+trusted.ID()+":") {
-		t.Errorf("trusted: %q, %t", ref, write)
+func TestCache(t *testing.T) {
+	disk := &fakeDisk{gap: budget.Gap{Since: time.Now(), Tolerance: 64 << 20}}
+	s := apitest.Start(t, func(c *api.Config, _ *apitest.Backend) { c.Disk = disk })
+
+	code, out, errs := runnerd(t, s.Socket, "", "cache", "du")
+	expect(t, "du", code, 0, out+errs, "logs      1 MiB", "3d ago", "incomplete: cannot read", "total", "above 85 GiB is pruned, to 70 GiB", "50 GiB of 200 GiB are in use", "gap: none")
+	disk.gap.Bytes, disk.gap.Large = 9<<30, true
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "du")
+	expect(t, "du with a gap", code, 0, out+errs, "gap: 9 GiB", "is not accounted")
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "du", "-v")
+	expect(t, "du -v", code, 0, out+errs, "in use", "group/app (untrusted)", "debian", "3d ago")
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "du", "--json")
+	expect(t, "du --json", code, 0, out+errs, `"budget": 107374182400`)
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "du", "--store", "nonsense")
+	expect(t, "no such store", code, 1, out+errs, "no such store")
+
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "prune", "--older-than", "7d", "--store", "images", "--scope", "group/app", "--dry-run")
+	expect(t, "dry run", code, 0, out+errs, "would remove 1 entry, about 5 MiB")
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "prune", "--to", "20GiB", "-f")
+	expect(t, "prune", code, 0, out+errs, "removed 1 entry, 5 MiB", "1 GiB more were to go")
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "prune", "--all", "--json")
+	expect(t, "prune --json", code, 0, out+errs, `"freed": 5242880`)
+	want := []budget.Request{
+		{OlderThan: 7 * 24 * time.Hour, Store: "images", Scope: "group/app", DryRun: true}, {To: 20 << 30}, {All: true},
 	}
-	for _, below := range []scope.Scope{untrusted, unknown} {
-		if read, write := s.refOf(below, b); read != ref || write {
-			t.Errorf("%+v: %q, writes: %t", below, read, write)
-		}
+	if !slices.Equal(disk.asked, want) {
+		t.Errorf("asked for %+v", disk.asked)
 	}
-	if foreign, _ := s.refOf(other, b); foreign == ref {
-		t.Error("two projects share a repository")
+	for _, args := range [][]string{{"--to", "0"}, {"--to", "5GiB", "--all"}, {"--to", "x"}, {"--older-than", "-1h"}, {"x"}} {
+		code, out, errs = runnerd(t, s.Socket, "", append([]string{"cache", "prune"}, args...)...)
+		expect(t, strings.Join(args, " "), code, 2, out+errs)
 	}
-	if none, write := s.refOf(scope.Scope{}, b); none != "" || write {
-		t.Errorf("nobody's: %q", none)
-	}
-	b.Target = "b"
-	if second, _ := s.refOf(trusted, b); second == ref {
-		t.Error("two targets replace each other's cache")
-	}
-	if none, _ := (&sharing{}).refOf(trusted, b); none != "" {
-		t.Errorf("nothing is shared, but for %q", none)
-	}
+	code, out, errs = runnerd(t, filepath.Join(t.TempDir(), "s"), "", "cache", "du")
+	expect(t, "unreachable", code, 4, out+errs)
+	code, out, errs = runnerd(t, s.Socket, "", "cache", "nonsense")
+	expect(t, "unknown command", code, 2, out+errs, "nonsense")
 }
 
-// TestShareCredentials holds that no build can use the share's credentials for anything else.
-func TestShareCredentials(t *testing.T) {
-	s := &sharing{ref: "registry.example.com/cache", auth: map[string]buildkit.Credentials{"registry.example.com": {Username: "farm", Password: "secret"}}}
-	of := scope.Scope{Forge: scope.Local, Project: "p", Trust: scope.Untrusted}
-	for name, c := range map[string]struct {
-		target buildkit.Target
-		given  bool
-	}{
-		"another registry's image": {buildkit.Target{Images: []string{"debian:12"}}, true},
-		"an image":                 {buildkit.Target{Images: []string{"registry.example.com/private:1"}}, false},
-		"a tag":                    {buildkit.Target{Tags: []string{"registry.example.com/app:1"}}, false},
-		"a cache":                  {buildkit.Target{CacheTo: []buildkit.Option{{Type: "registry", Attrs: map[string]string{"ref": "registry.example.com/app"}}}}, false},
-		"an output":                {buildkit.Target{Outputs: []buildkit.Option{{Type: "registry", Attrs: map[string]string{"name": "registry.example.com/app"}}}}, false},
-	} {
-		plan := buildkit.Plan{Targets: map[string]buildkit.Target{"t": c.target}, Build: []string{"t"}}
-		own := map[string]buildkit.Credentials{"other.example.com": {Username: "me"}}
-		b, ref := s.importing(of, buildkit.Build{Plan: plan, Target: "t", Auth: own})
-		if _, given := b.Auth["registry.example.com"]; given != c.given || b.Auth["other.example.com"].Username != "me" || len(own) != 1 {
-			t.Errorf("%s: %v", name, b.Auth)
-		}
-		if from := b.Plan.Targets["t"].CacheFrom; len(from) != 1 || from[0].Attrs["ref"] != ref || len(plan.Targets["t"].CacheFrom) != 0 {
-			t.Errorf("%s: imports %v of %s", name, from, ref)
-		}
+func TestCheckBudget(t *testing.T) {
+	c := config.Default()
+	c.StateDir = t.TempDir()
+	if f := checkBudget(t.Context(), c); f.Verdict != ok || !strings.Contains(f.Found, "85%") {
+		t.Errorf("%+v", f)
 	}
-}
-
-// TestShareIsNotNamed holds that no build names the shared caches itself.
-func TestShareIsNotNamed(t *testing.T) {
-	bd := builder{read: buildkit.Read, share: "registry.example.com/cache"}
-	for name, c := range map[string]struct {
-		dockerfile string
-		build      api.Build
-		denied     bool
-	}{
-		"nothing":     {"FROM scratch\nCOPY Dockerfile /\n", api.Build{Tags: []string{"registry.example.com/cachet:1"}}, false},
-		"base":        {"ARG R=registry.example.com\nFROM $R/cache/0:1\n", api.Build{}, true},
-		"copied from": {"FROM scratch\nCOPY --from=registry.example.com/cache/0:1 / /\n", api.Build{}, true},
-		"tag":         {"FROM scratch\nCOPY Dockerfile /\n", api.Build{Tags: []string{"registry.example.com/cache/0:1"}, Push: true}, true},
-		"cache from":  {"FROM scratch\nCOPY Dockerfile /\n", api.Build{CacheFrom: []string{"registry.example.com/cache/0"}}, true},
-		"cache to":    {"FROM scratch\nCOPY Dockerfile /\n", api.Build{CacheTo: []string{"type=registry,ref=registry.example.com/cache/0"}}, true},
-		"output":      {"FROM scratch\nCOPY Dockerfile /\n", api.Build{Outputs: []string{"type=image,name=registry.example.com/cache/0,push=true"}}, true},
-	} {
-		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(c.dockerfile), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		_, err := bd.Plan(t.Context(), dir, c.build)
-		if denied := err != nil && strings.Contains(err.Error(), "no build may name"); denied != c.denied {
-			t.Errorf("%s: %v", name, err)
-		}
+	c.Disk.Budget = config.Share{Bytes: 1 << 60}
+	if f := checkBudget(t.Context(), c); f.Verdict != warn {
+		t.Errorf("%+v", f)
+	}
+	c.Disk.Floor = config.Share{Bytes: 1 << 60}
+	if f := checkBudget(t.Context(), c); f.Verdict != fail {
+		t.Errorf("%+v", f)
 	}
 }

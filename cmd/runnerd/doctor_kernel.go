@@ -35,6 +35,7 @@ func checks() []check {
 		{"subnet", checkSubnet},
 		{"host ids", checkUIDs},
 		{"disk space", checkDisk},
+		{"disk budget", checkBudget},
 		{"open files", checkFiles},
 		{"engines", checkEngineSet},
 		{"images", checkImages},

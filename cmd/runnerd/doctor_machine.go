@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/runnerd/runnerd/budget"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/sandbox/container"
 	"github.com/runnerd/runnerd/sandbox/engine"
@@ -216,6 +217,28 @@ func checkDisk(_ context.Context, c *config.Config) finding {
 		return bad(fail, "make room, or give a --state-dir on a larger disk", "%s", text)
 	case free < diskWarn || s.Files > 0 && s.Ffree < inodesWarn:
 		return bad(warn, "make room, or give a --state-dir on a larger disk", "%s", text)
+	}
+	return good("%s", text)
+}
+
+// checkBudget looks whether the disk's limits leave room for the work: marks that are above what the file system has
+// never prune, and a floor that it is below stops all jobs.
+func checkBudget(_ context.Context, c *config.Config) finding {
+	f, err := budget.Look(existing(c.StateDir))
+	if err != nil {
+		return bad(fail, "give another --state-dir", "%v", err)
+	}
+	limits := c.Disk.Limits()
+	floor := limits.Floor.Of(f.Size)
+	text := fmt.Sprintf("budget %s, pruned above %s to %s; %s are kept free, %s are", c.Disk.Budget, c.Disk.High, c.Disk.Low, budget.Text(floor), budget.Text(f.Free))
+	if limits.Budget == (budget.Share{}) {
+		text = strings.Replace(text, "budget 0", "all that is free", 1)
+	}
+	switch {
+	case f.Free < floor:
+		return bad(fail, "make room there, or lower disk.floor: jobs wait until so much is free", "%s", text)
+	case limits.Budget.Bytes > f.Size-floor:
+		return bad(warn, "lower disk.budget, or set it to 0", "disk.budget (%s) is more than the %s that the file system has above disk.floor", c.Disk.Budget, budget.Text(f.Size-floor))
 	}
 	return good("%s", text)
 }

@@ -51,7 +51,7 @@ type sharing struct {
 // exportTime bounds one export.
 const exportTime = 30 * time.Minute
 
-func newSharing(c config.Share, l *ledger.Ledger, workers *buildkit.Workers, spaces *api.Workspaces, insecure func(host string) bool, log *slog.Logger) (*sharing, error) {
+func newSharing(c config.CacheShare, l *ledger.Ledger, workers *buildkit.Workers, spaces *api.Workspaces, insecure func(host string) bool, log *slog.Logger) (*sharing, error) {
 	s := &sharing{
 		ledger: l, lease: workers.Lease, hold: spaces.Hold, insecure: insecure, log: log,
 		auth: map[string]buildkit.Credentials{}, turn: make(chan struct{}, 1), busy: map[string]bool{},

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/runnerd/runnerd/budget"
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/ledger"
@@ -51,6 +52,8 @@ type assembly struct {
 	spaces   *api.Workspaces
 	agents   *api.Agents
 	outputs  *api.Outputs
+	logs     *runner.LogStore
+	disk     *budget.Budget
 	queue    *queue.Queue
 	ledger   *ledger.Ledger
 	share    *sharing
@@ -68,7 +71,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 			err = errors.Join(err, a.close(cleanup))
 		}
 	}()
-	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startLedger, a.startQueue, a.startRunner, a.startAPI} {
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startLedger, a.startQueue, a.startRunner, a.startDisk, a.startPool, a.startAPI} {
 		if err := start(ctx); err != nil {
 			return nil, err
 		}
@@ -199,10 +202,9 @@ func (a *assembly) startLedger(ctx context.Context) (err error) {
 	return nil
 }
 
-func (a *assembly) startQueue(ctx context.Context) error {
+func (a *assembly) startQueue(ctx context.Context) (err error) {
 	c := a.config
-	logs, err := runner.NewLogStore(filepath.Join(c.StateDir, "logs"), int64(c.Logs.MaxBytes))
-	if err != nil {
+	if a.logs, err = runner.NewLogStore(filepath.Join(c.StateDir, "logs"), int64(c.Logs.MaxBytes)); err != nil {
 		return err
 	}
 	if a.spaces, err = api.NewWorkspaces(filepath.Join(c.StateDir, "workspaces"), 0, 0); err != nil {
@@ -217,7 +219,7 @@ func (a *assembly) startQueue(ctx context.Context) error {
 	a.later(a.share.close)
 	a.sessions, a.agents = api.NewAttachments(), api.NewAgents()
 	a.queue, err = queue.Open(ctx, queue.Config{
-		Path: filepath.Join(c.StateDir, "queue", "jobs.db"), Logs: logs, Resolve: a.resolve, Log: a.log.With("component", "queue"),
+		Path: filepath.Join(c.StateDir, "queue", "jobs.db"), Logs: a.logs, Resolve: a.resolve, Log: a.log.With("component", "queue"),
 		KeepJobs: c.Logs.KeepJobs, KeepFor: time.Duration(c.Logs.Keep),
 	})
 	if err != nil {
@@ -263,6 +265,7 @@ func (a *assembly) startRunner(context.Context) (err error) {
 	c := a.config
 	a.runner, err = runner.New(runner.Config{
 		Open:      a.open,
+		Room:      func(ctx context.Context, waiting func(string)) error { return a.disk.MakeRoom(ctx, waiting) },
 		Policy:    c.Policy.Sandbox(),
 		Admission: runner.NewAdmission(runner.Capacity{CPU: sandbox.MilliCPU(c.Capacity.CPU), Memory: int64(c.Capacity.Memory), Jobs: c.Capacity.Jobs}),
 		Drain:     time.Duration(c.Drain), DefaultTimeout: time.Duration(c.Timeout.Default), MaxTimeout: time.Duration(c.Timeout.Max),
@@ -271,11 +274,19 @@ func (a *assembly) startRunner(context.Context) (err error) {
 	return err
 }
 
+// startDisk begins to account what takes up the disk.
+func (a *assembly) startDisk(context.Context) error {
+	a.disk = budget.New(budget.Config{
+		Dir: a.config.StateDir, Stores: a.stores(), Limits: a.config.Disk.Limits(),
+		Idle: func() bool { return a.runner.Admission.Held().Jobs == 0 },
+		Log:  a.log.With("component", "disk"),
+	})
+	a.later(func(context.Context) error { a.disk.Close(); return nil })
+	return nil
+}
+
 // open makes a job's sandbox: for a build, that is a lease of its project's worker.
 func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, error) {
-	if err := checkRoom(a.config.StateDir); err != nil { // it may have become full while the job was queued
-		return nil, err
-	}
 	if j.Kind == api.KindBuild {
 		lease, err := a.workers.Lease(ctx, j.Scope)
 		if err != nil {
@@ -307,7 +318,13 @@ func (a *assembly) startPool(context.Context) error {
 			Spec: sandbox.Spec{Image: p.Image, Limits: a.config.Limits.Default.Limits()},
 		})
 	}
-	a.pool = sandbox.NewPool(kinds, a.start, a.log.With("component", "pool"))
+	start := func(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
+		if err := a.disk.CheckRoom(); err != nil { // what room there is, is for jobs
+			return nil, err
+		}
+		return a.start(ctx, n, s)
+	}
+	a.pool = sandbox.NewPool(kinds, start, a.log.With("component", "pool"))
 	a.later(a.pool.Close)
 	return nil
 }
@@ -328,8 +345,8 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	a.later(func(context.Context) error { stop(); return nil })
 	a.server, err = api.New(api.Config{
 		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
-		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
-		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, share: a.share, log: a.log.With("component", "ledger")},
+		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Disk: a.disk, Prepare: prepare(a.config),
+		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, share: a.share, stores: a.stores(), log: a.log.With("component", "ledger")},
 		Version: info, Log: a.log.With("component", "api"),
 	})
 	if err != nil {

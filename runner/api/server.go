@@ -45,6 +45,7 @@ type Config struct {
 	Agents      *Agents
 	Outputs     *Outputs // nil: builds write none
 	Ledger      Ledger   // nil: nothing is known of the steps of builds
+	Disk        Disk     // nil: nothing is said of the caches
 	// Prepare fills in what a request does not say, and refuses what may not be: its error wraps
 	// sandbox.ErrDenied or ErrInvalid.
 	Prepare func(r *runner.Request) error
@@ -100,6 +101,7 @@ func (s *Server) routes() {
 	s.raw(logOperation, s.log)
 	s.outputRoutes()
 	s.ledgerRoutes()
+	s.cacheRoutes()
 	s.raw(attachOperation, s.attach)
 	s.raw(agentOperation, s.agent)
 	s.raw(workspaceOperation, s.upload)

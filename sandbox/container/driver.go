@@ -164,7 +164,10 @@ func (d *Driver) Check(ctx context.Context, _ sandbox.Host) error {
 
 // Pull makes an image ready, so that the first sandbox that uses it need not wait for it.
 func (d *Driver) Pull(ctx context.Context, ref string) error {
-	_, err := d.images.get(ctx, ref)
+	img, err := d.images.get(d.context(ctx), ref)
+	if err == nil {
+		d.images.release(img)
+	}
 	return err
 }
 
@@ -184,6 +187,11 @@ func (d *Driver) Close(ctx context.Context) error {
 	all.Wait()
 	errs = append(errs, d.network.down(ctx))
 	if d.client != nil {
+		if d.images != nil && ctx.Err() == nil {
+			if err := d.images.noteUses(d.context(ctx)); err != nil { // the images look unused then, no more
+				d.cfg.Log.Warn("how images were used is forgotten", "error", err)
+			}
+		}
 		errs = append(errs, d.client.Close())
 	}
 	if d.containerd != nil {

@@ -32,12 +32,17 @@ type images struct {
 	resolver remotes.Resolver
 	pulls    singleflight.Group
 
+	// pulling is held shared by pulls, and alone by who removes images.
+	pulling sync.RWMutex
+
 	mu       sync.Mutex
-	unpacked map[string]*image // by manifest digest
+	unpacked map[string]*image    // by manifest digest
+	used     map[string]*imageUse // by chain id
 }
 
 // image is an unpacked image.
 type image struct {
+	chain  string   // the chain id of its layers
 	layers []string // directories, topmost first, as overlay's lowerdir takes them
 	config ocispec.ImageConfig
 }
@@ -52,13 +57,13 @@ func newImages(c *client.Client, mirror string) *images {
 		}}, nil
 	}
 	return &images{
-		client: c, unpacked: map[string]*image{},
+		client: c, unpacked: map[string]*image{}, used: map[string]*imageUse{},
 		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: hosts}),
 	}
 }
 
 // get returns the image that ref names now. The name is looked up on every use, so a moved tag is seen and
-// an image that was taken away is not served from the cache.
+// an image that was taken away is not served from the cache. The image is not removed until the caller releases it.
 func (i *images) get(ctx context.Context, ref string) (*image, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -73,12 +78,15 @@ func (i *images) get(ctx context.Context, ref string) (*image, error) {
 	key := descriptor.Digest.String()
 	i.mu.Lock()
 	found := i.unpacked[key]
+	if found != nil {
+		i.hold(found)
+	}
 	i.mu.Unlock()
 	if found != nil {
 		return found, nil
 	}
 	// The pull goes on for others when the first who wanted it gives up.
-	result := i.pulls.DoChan(key, func() (any, error) { return i.pull(context.WithoutCancel(ctx), named.String()) })
+	result := i.pulls.DoChan(key, func() (any, error) { return i.pull(context.WithoutCancel(ctx), named.String(), key) })
 	select {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -86,16 +94,28 @@ func (i *images) get(ctx context.Context, ref string) (*image, error) {
 		if r.Err != nil {
 			return nil, fmt.Errorf("image %q: %w", ref, r.Err)
 		}
-		pulled := r.Val.(*image)
-		i.mu.Lock()
-		i.unpacked[key] = pulled
-		i.mu.Unlock()
-		return pulled, nil
+		return i.holdPulled(ctx, ref, r.Val.(*image))
 	}
 }
 
-// pull fetches and unpacks an image and finds its layers' directories.
-func (i *images) pull(ctx context.Context, name string) (*image, error) {
+// holdPulled holds an image that was just pulled, or gets it again should it have been removed since.
+func (i *images) holdPulled(ctx context.Context, ref string, pulled *image) (*image, error) {
+	i.mu.Lock()
+	for _, known := range i.unpacked {
+		if known == pulled {
+			i.hold(pulled)
+			i.mu.Unlock()
+			return pulled, nil
+		}
+	}
+	i.mu.Unlock()
+	return i.get(ctx, ref)
+}
+
+// pull fetches and unpacks an image, finds its layers' directories, and notes it under key.
+func (i *images) pull(ctx context.Context, name, key string) (*image, error) {
+	i.pulling.RLock()
+	defer i.pulling.RUnlock()
 	pulled, err := i.client.Pull(ctx, name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(i.resolver))
 	if err != nil {
 		return nil, fmt.Errorf("pull: %w", err)
@@ -107,7 +127,7 @@ func (i *images) pull(ctx context.Context, name string) (*image, error) {
 	chain := identity.ChainID(spec.RootFS.DiffIDs).String()
 	// A view keeps the layers from being collected and says where they are.
 	service := i.client.SnapshotService(snapshotter)
-	view := "view-" + chain
+	view := viewPrefix + chain
 	mounts, err := service.View(ctx, view, chain, snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "runnerd"}))
 	if errdefs.IsAlreadyExists(err) {
 		mounts, err = service.Mounts(ctx, view)
@@ -119,7 +139,11 @@ func (i *images) pull(ctx context.Context, name string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &image{layers: layers, config: spec.Config}, nil
+	img := &image{chain: chain, layers: layers, config: spec.Config}
+	i.mu.Lock()
+	i.unpacked[key] = img
+	i.mu.Unlock()
+	return img, nil
 }
 
 // lowerDirs reads the layers from the mount of a view: a read-only bind of the one layer, or an overlay.

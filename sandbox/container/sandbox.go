@@ -35,6 +35,7 @@ type Sandbox struct {
 
 	mu      sync.Mutex
 	members []*member // in the order they were started
+	images  []*image  // that are kept for them
 	closing chan struct{}
 	closed  error // once closing is closed
 	final   sandbox.Usage
@@ -94,7 +95,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	defer network.Wait()
 	network.Go(func() (err error) { sb.addr, err = d.network.attach(networkCtx, spec.ID, sb.slot); return err })
 	prepare, prepareCtx := errgroup.WithContext(ctx)
-	prepare.Go(func() (err error) { img, err = d.images.get(d.context(prepareCtx), own.Image); return err })
+	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
 	if err := prepare.Wait(); err != nil {
@@ -123,6 +124,22 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 		return nil, err
 	}
 	return sb, nil
+}
+
+// image gets an image, which is then kept until the sandbox is closed.
+func (sb *Sandbox) image(ctx context.Context, ref string) (*image, error) {
+	img, err := sb.d.images.get(sb.d.context(ctx), ref)
+	if err != nil {
+		return nil, err
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.closing != nil {
+		sb.d.images.release(img)
+		return nil, fmt.Errorf("sandbox %s is closed", sb.spec.ID)
+	}
+	sb.images = append(sb.images, img)
+	return img, nil
 }
 
 // acquireUIDs finds the sandbox's uid range: a state disk has one for good.
@@ -209,7 +226,7 @@ func (sb *Sandbox) Listen(ctx context.Context, network, address string) (*os.Fil
 
 // Add starts a companion.
 func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member, error) {
-	img, err := sb.d.images.get(sb.d.context(ctx), c.Image)
+	img, err := sb.image(ctx, c.Image)
 	if err != nil {
 		return nil, err
 	}
@@ -304,6 +321,12 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	if sb.slot != nil {
 		sb.d.releaseUIDs(sb.spec, sb.slot.base)
 	}
+	sb.mu.Lock()
+	for _, img := range sb.images {
+		sb.d.images.release(img)
+	}
+	sb.images = nil
+	sb.mu.Unlock()
 	sb.d.mu.Lock()
 	delete(sb.d.live, sb.spec.ID)
 	sb.d.mu.Unlock()

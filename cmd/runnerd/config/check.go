@@ -18,6 +18,7 @@ const (
 	minMemory = 4 << 20
 	minDisk   = 16 << 20
 	minLog    = 64 << 10
+	minBudget = 64 << 20
 	idsEach   = 65536 // ids of one sandbox
 	// maxSocketPath is the length of sun_path, unix(7).
 	maxSocketPath = 107
@@ -56,6 +57,7 @@ func (c *Config) check() []complaint {
 	k.limits(c.Limits, c.Capacity)
 	k.that(c.Timeout.Default > 0, "timeout.default", "must be more than 0")
 	k.that(c.Timeout.Max >= c.Timeout.Default, "timeout.max", "%s is less than timeout.default (%s)", c.Timeout.Max, c.Timeout.Default)
+	k.disk(c.Disk)
 	k.that(c.Logs.MaxBytes >= minLog, "logs.max_bytes", "%s is too little: at least %s", c.Logs.MaxBytes, Size(minLog))
 	k.that(c.Logs.Keep > 0, "logs.keep", "must be more than 0")
 	k.that(c.Logs.KeepJobs > 0, "logs.keep_jobs", "must be more than 0")
@@ -88,6 +90,17 @@ func (c *Config) check() []complaint {
 	k.oneOf("log.format", c.Log.Format, "text", "json")
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	return k.out
+}
+
+func (k *checker) disk(d Disk) {
+	k.that(d.High != Share{}, "disk.high", "must be more than 0")
+	comparable := d.High.Percent > 0 && d.Low.Percent > 0 || d.High.Percent == 0 && d.Low.Percent == 0
+	less := d.Low.Percent < d.High.Percent || d.Low.Bytes < d.High.Bytes
+	k.that(!comparable || less, "disk.low", "%s is not less than disk.high (%s)", d.Low, d.High)
+	k.that(d.Budget.Percent > 0 || d.Budget.Bytes == 0 || d.Budget.Bytes >= minBudget, "disk.budget", "%s is too little: at least %s, or 0 for all there is", d.Budget, Size(minBudget))
+	k.that(d.High.Percent > 0 || d.Budget.Bytes == 0 || d.High.Bytes <= d.Budget.Bytes, "disk.high", "%s is more than disk.budget (%s)", d.High, d.Budget)
+	k.that(d.Floor.Percent < 100, "disk.floor", "%s would leave nothing", d.Floor)
+	k.that(d.Wait > 0, "disk.wait", "must be more than 0")
 }
 
 func (k *checker) absolute(path, value string, needed bool) {

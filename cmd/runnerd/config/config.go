@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/runnerd/runnerd/budget"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -35,6 +36,7 @@ type Config struct {
 	Capacity Capacity `yaml:"capacity" doc:"What all jobs together may hold. A job waits until it fits."`
 	Timeout  Timeout  `yaml:"timeout" doc:"How long a job may run, counted from when it fits."`
 	Drain    Duration `yaml:"drain" doc:"How long running jobs may go on after runnerd was told to stop, before they are cancelled."`
+	Disk     Disk     `yaml:"disk" doc:"What all that is kept in state_dir may take together: caches, images, registry, builders, logs, the disks of jobs. What is worth least goes first. See 'runnerd cache du'."`
 	Logs     Logs     `yaml:"logs" doc:"The logs of jobs."`
 	Outputs  Outputs  `yaml:"outputs" doc:"The files that builds write, until their clients have fetched them."`
 	Policy   Policy   `yaml:"policy" doc:"Which nestings of sandboxes may run. What is not listed is refused."`
@@ -110,6 +112,24 @@ type Timeout struct {
 	Max     Duration `yaml:"max" doc:"The longest that is granted."`
 }
 
+// Disk is the budget of all that is kept.
+type Disk struct {
+	Budget Share    `yaml:"budget" doc:"How much, as a size or a percentage of the file system. 0: all that floor and other users of the file system leave."`
+	High   Share    `yaml:"high" doc:"Above this part of the budget a job's start, or an idle daemon, prunes. A size or a percentage."`
+	Low    Share    `yaml:"low" doc:"To which is pruned then. A size or a percentage."`
+	Floor  Share    `yaml:"floor" doc:"What is kept free on the file system: below it jobs wait. A size or a percentage of the file system; at least 64MiB are kept free."`
+	MinAge Duration `yaml:"min_age" doc:"What was used in this time is not pruned, unless less than floor is free."`
+	Wait   Duration `yaml:"wait" doc:"How long a job waits for room before it fails."`
+}
+
+// Limits returns the limits as the budget package has them.
+func (d Disk) Limits() budget.Limits {
+	return budget.Limits{
+		Budget: budget.Share(d.Budget), High: budget.Share(d.High), Low: budget.Share(d.Low), Floor: budget.Share(d.Floor),
+		MinAge: time.Duration(d.MinAge), Wait: time.Duration(d.Wait),
+	}
+}
+
 // Logs are those of jobs.
 type Logs struct {
 	MaxBytes Size     `yaml:"max_bytes" doc:"The size of one job's log. Of a longer one the beginning and the end are kept."`
@@ -153,18 +173,18 @@ type Pool struct {
 
 // Builder is a BuildKit worker.
 type Builder struct {
-	Image     string   `yaml:"image" doc:"Its image. Empty: sandbox_image."`
-	Memory    Size     `yaml:"memory" doc:"Memory of one worker. 0: half of capacity.memory."`
-	CPU       CPU      `yaml:"cpu" doc:"Processors of one worker. 0: capacity.cpu."`
-	Disk      Size     `yaml:"disk" doc:"Size of its cache disk. Above 4/5, what was not used for longest is removed before a build starts."`
-	Idle      Duration `yaml:"idle" doc:"After how long without a build a worker is stopped. The cache of a trusted scope stays."`
-	Frontends []string `yaml:"frontends" doc:"Images that '# syntax=' lines may name, such as docker/dockerfile. Others are refused."`
-	Share     Share    `yaml:"share" doc:"Sharing the cache of builds with the daemons of other machines, through a registry."`
-	Insecure  []string `yaml:"insecure_registries" doc:"Registries that are spoken to over plain HTTP, host:port."`
+	Image     string     `yaml:"image" doc:"Its image. Empty: sandbox_image."`
+	Memory    Size       `yaml:"memory" doc:"Memory of one worker. 0: half of capacity.memory."`
+	CPU       CPU        `yaml:"cpu" doc:"Processors of one worker. 0: capacity.cpu."`
+	Disk      Size       `yaml:"disk" doc:"Size of its cache disk. Above 4/5, what was not used for longest is removed before a build starts."`
+	Idle      Duration   `yaml:"idle" doc:"After how long without a build a worker is stopped. The cache of a trusted scope stays."`
+	Frontends []string   `yaml:"frontends" doc:"Images that '# syntax=' lines may name, such as docker/dockerfile. Others are refused."`
+	Share     CacheShare `yaml:"share" doc:"Sharing the cache of builds with the daemons of other machines, through a registry."`
+	Insecure  []string   `yaml:"insecure_registries" doc:"Registries that are spoken to over plain HTTP, host:port."`
 }
 
-// Share is a registry through which machines share the cache of builds.
-type Share struct {
+// CacheShare is a registry through which machines share the cache of builds.
+type CacheShare struct {
 	Ref          string `yaml:"ref" doc:"The repository below which each trusted scope has one, such as registry.example.com/cache. Builds import from it, and export to it what is measured to pay. Who may write there, may poison every build: the registry must ask others for credentials, and these should be good for nothing else there. Empty: nothing is shared."`
 	Username     string `yaml:"username" doc:"The registry's user."`
 	PasswordFile string `yaml:"password_file" doc:"The file that holds the password. Empty: none is needed."`
@@ -197,6 +217,10 @@ func Default() *Config {
 		},
 		Timeout: Timeout{Default: Duration(time.Hour), Max: Duration(24 * time.Hour)},
 		Drain:   Duration(time.Minute),
+		Disk: Disk{
+			High: Share{Percent: 85}, Low: Share{Percent: 70}, Floor: Share{Percent: 5},
+			MinAge: Duration(10 * time.Minute), Wait: Duration(10 * time.Minute),
+		},
 		Logs:    Logs{MaxBytes: 16 << 20, Keep: Duration(7 * 24 * time.Hour), KeepJobs: 1000},
 		Outputs: Outputs{MaxBytes: 20 << 30, Keep: Duration(time.Hour)},
 		Policy: Policy{MaxDepth: 2, May: map[string][]sandbox.Kind{

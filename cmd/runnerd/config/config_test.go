@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/runnerd/runnerd/sandbox"
 )
@@ -212,6 +213,38 @@ func TestUnits(t *testing.T) {
 		var d Duration
 		if err := d.UnmarshalText([]byte(text)); err != nil || d.String() != want {
 			t.Errorf("%s: %s, %v", text, d, err)
+		}
+	}
+}
+
+func TestShare(t *testing.T) {
+	for text, want := range map[string]Share{"85%": {Percent: 85}, "12.5 %": {Percent: 12.5}, "0": {}, "20GiB": {Bytes: 20 << 30}, "100%": {Percent: 100}} {
+		var s, again Share
+		if err := errors.Join(s.UnmarshalText([]byte(text)), again.UnmarshalText([]byte(s.String()))); err != nil || s != want || again != want {
+			t.Errorf("%s: %+v, %+v, %v", text, s, again, err)
+		}
+	}
+	for _, text := range []string{"", "%", "-1%", "101%", "1e1%", "NaN%", "5%%", "x"} {
+		if err := new(Share).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("share %q was read", text)
+		}
+	}
+}
+
+func TestDisk(t *testing.T) {
+	c, err := Parse("x", []byte("disk: {budget: 300GiB, high: 90%, low: 200GiB, floor: 10%, min_age: 0s, wait: 1m}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := c.Disk.Limits(); l.Budget.Bytes != 300<<30 || l.High.Percent != 90 || l.Low.Bytes != 200<<30 || l.Floor.Percent != 10 || l.MinAge != 0 || l.Wait != time.Minute {
+		t.Errorf("%+v", l)
+	}
+	for text, want := range map[string]string{
+		"{low: 90%}": "disk.low", "{high: 10GiB, low: 10GiB}": "disk.low", "{high: 0}": "disk.high", "{budget: 1MiB}": "disk.budget",
+		"{budget: 1GiB, high: 2GiB, low: 1GiB}": "disk.high", "{floor: 100%}": "disk.floor", "{wait: 0s}": "disk.wait", "{high: lots}": "85%",
+	} {
+		if _, err := Parse("x", []byte("disk: "+text+"\n")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }

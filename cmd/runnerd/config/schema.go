@@ -48,6 +48,8 @@ func mapped(t reflect.Type) *jsonschema.Schema {
 	switch t {
 	case reflect.TypeFor[Size]():
 		return &jsonschema.Schema{Type: "", OneOf: []*jsonschema.Schema{{Type: "string", Pattern: `^[0-9]+(\.[0-9]+)?\s*([KMGT](i?B|i)?|kB|[kmgt]|B)?$`}, {Type: "integer", Minimum: "0"}}}
+	case reflect.TypeFor[Share]():
+		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{{Type: "string", Pattern: `^[0-9]+(\.[0-9]+)?\s*(%|[KMGT](i?B|i)?|kB|[kmgt]|B)?$`}, {Type: "integer", Minimum: "0"}}}
 	case reflect.TypeFor[CPU]():
 		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{{Type: "string", Pattern: `^([0-9]+m|[0-9]*\.?[0-9]+)$`}, {Type: "number", Minimum: "0"}}}
 	case reflect.TypeFor[Duration]():

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/runnerd/runnerd/budget"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -73,6 +74,38 @@ func (s Size) String() string {
 		}
 	}
 	return strconv.FormatInt(int64(s), 10)
+}
+
+// Share is a part of a whole; in text a percentage or a size: 85% or 20GiB.
+type Share budget.Share
+
+// UnmarshalText reads a share.
+func (s *Share) UnmarshalText(text []byte) error {
+	number, percent := strings.CutSuffix(strings.TrimSpace(string(text)), "%")
+	if !percent {
+		var size Size
+		if err := size.UnmarshalText(text); err != nil {
+			return fmt.Errorf("%q is neither a percentage nor a size: write it like 85%% or 20GiB", text)
+		}
+		*s = Share{Bytes: int64(size)}
+		return nil
+	}
+	f, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if err != nil || math.IsNaN(f) || f < 0 || f > 100 || strings.ContainsAny(number, "eExXpP_") {
+		return fmt.Errorf("%q is not a percentage: write it like 85%%", text)
+	}
+	*s = Share{Percent: f}
+	return nil
+}
+
+// MarshalText writes a share.
+func (s Share) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+func (s Share) String() string {
+	if s.Percent > 0 {
+		return strconv.FormatFloat(s.Percent, 'f', -1, 64) + "%"
+	}
+	return Size(s.Bytes).String()
 }
 
 // CPU is a number of processors in thousandths; in text 1.5 or 1500m.
