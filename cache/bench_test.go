@@ -21,7 +21,7 @@ import (
 const (
 	benchFiles = 50_000
 	benchBytes = 1 << 30
-	benchPairs = 2
+	benchPairs = 7
 	goal       = 1.1
 )
 
@@ -120,15 +120,16 @@ func (b *bench) save(empty bool) time.Duration {
 	start := time.Now()
 	cmd := exec.Command(b.init, "archive", "pack", "0", "0", ".")
 	cmd.Dir = b.tree
-	out := must(cmd.StdoutPipe())
+	r, w, err := Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd.Stdout = w
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	r, w := io.Pipe()
-	go func() {
-		_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{out}, make([]byte, 64<<10))
-		_ = w.CloseWithError(err)
-	}()
+	_ = w.Close()
+	defer func() { _ = r.Close() }()
 	saved := must(b.store.Save(b.Context(), trusted, trusted, "k", "j", r))
 	if err := cmd.Wait(); err != nil {
 		b.Fatal(err)
@@ -163,8 +164,20 @@ func (b *bench) restore() time.Duration {
 	e := must(b.store.Find(b.Context(), trusted, "k"))
 	r := b.store.Open(b.Context(), e)
 	cmd := exec.Command(b.init, "archive", "extract", strconv.FormatInt(e.Bytes, 10), "0")
-	cmd.Dir, cmd.Stdin, cmd.Stderr = dir, r, os.Stderr
-	if err := cmd.Run(); err != nil {
+	in, w, err := Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd.Dir, cmd.Stdin, cmd.Stderr = dir, in, os.Stderr
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	_ = in.Close()
+	if _, err := r.WriteTo(w); err != nil {
+		b.Fatal(err)
+	}
+	_ = w.Close()
+	if err := cmd.Wait(); err != nil {
 		b.Fatal(err)
 	}
 	if err := r.Close(); err != nil {

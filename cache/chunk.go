@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 
+	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 
 	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
@@ -64,7 +65,22 @@ func (s *Store) put(ctx context.Context, c chunk, plain []byte, packed *[]byte) 
 		return 0, err
 	}
 	*packed = s.enc.EncodeAll(plain, (*packed)[:0])
-	return len(*packed), s.bucket.WriteAll(ctx, c.path(), *packed, nil)
+	return len(*packed), s.writeObject(ctx, c.path(), *packed)
+}
+
+// writeObject writes a whole object or none. Bucket.WriteAll would compute two MD5 sums of it on the way.
+func (s *Store) writeObject(ctx context.Context, path string, content []byte) error {
+	ctx, cancel := context.WithCancel(ctx) // before Close, it makes nothing of it
+	defer cancel()
+	w, err := s.bucket.NewWriter(ctx, path, &blob.WriterOptions{ContentType: "application/octet-stream"})
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(content); err != nil {
+		cancel()
+		return errors.Join(err, w.Close())
+	}
+	return w.Close()
 }
 
 // get reads a chunk of a size into plain, which has room for it.

@@ -9,7 +9,6 @@ import (
 	"io"
 	"time"
 
-	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 
 	"github.com/runnerd/runnerd/scope"
@@ -82,7 +81,7 @@ func (s *Store) write(ctx context.Context, e *Entry) error {
 	if err != nil {
 		return err
 	}
-	return s.bucket.WriteAll(ctx, e.path, text, &blob.WriterOptions{ContentType: "application/json"})
+	return s.writeObject(ctx, e.path, text)
 }
 
 // read reads an index; nil if there is none. A damaged one is dropped, and an error that wraps ErrDamaged.

@@ -107,6 +107,16 @@ func (r *Reader) fetch() {
 }
 
 func (r *Reader) Read(p []byte) (int, error) {
+	if !r.more() {
+		return 0, r.err
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// more reports whether there is a rest, which it fetches if need be.
+func (r *Reader) more() bool {
 	for len(r.rest) == 0 && r.err == nil {
 		if r.buf != nil {
 			r.spare <- r.buf
@@ -114,12 +124,22 @@ func (r *Reader) Read(p []byte) (int, error) {
 		}
 		r.next()
 	}
-	if len(r.rest) == 0 {
-		return 0, r.err
+	return len(r.rest) > 0
+}
+
+// WriteTo writes all that Read would return.
+func (r *Reader) WriteTo(w io.Writer) (total int64, err error) {
+	for {
+		n, err := w.Write(r.rest)
+		total += int64(n)
+		r.rest = r.rest[n:]
+		if err != nil {
+			return total, err
+		}
+		if !r.more() {
+			return total, r.Err()
+		}
 	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }
 
 func (r *Reader) next() {

@@ -33,7 +33,7 @@ func (s *Store) Used(ctx context.Context, e *Entry) error {
 	if err != nil {
 		return err
 	}
-	return s.bucket.WriteAll(ctx, usePath(e.path), text, nil)
+	return s.writeObject(ctx, usePath(e.path), text)
 }
 
 // readUse returns the zero use of what was never used.
