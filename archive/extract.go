@@ -119,7 +119,7 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 		return x.file(h, r)
 	case tar.TypeDir:
 		x.leave()
-		if err := x.mkdirAll(h.Name); err != nil {
+		if err := x.mkdir(h.Name); err != nil {
 			return err
 		}
 		x.dirs = append(x.dirs, h)
@@ -158,22 +158,26 @@ func (x *extractor) clear(name string) error {
 	return nil
 }
 
-// mkdirAll makes a directory and its parents; what is in the way of it itself and no directory is removed.
+// mkdir makes a directory in the place of what may be there and is none.
+func (x *extractor) mkdir(name string) error {
+	if fi, err := x.root.Lstat(name); err == nil && !fi.IsDir() {
+		if err := x.root.Remove(name); err != nil {
+			return err
+		}
+	}
+	return x.mkdirAll(name)
+}
+
+// mkdirAll makes a directory and its parents, unless they are there, or links to such as are within the root.
 func (x *extractor) mkdirAll(name string) error {
 	if name == "." {
 		return nil
 	}
-	switch fi, err := x.root.Lstat(name); {
-	case err == nil && fi.IsDir():
-		return nil
-	case err == nil:
-		if fi, err := x.root.Stat(name); err == nil && fi.IsDir() { // a link to one of the root's
-			return nil
-		}
-		if err := x.root.Remove(name); err != nil {
-			return err
-		}
-	case !errors.Is(err, fs.ErrNotExist):
+	fi, err := x.root.Stat(name)
+	if err == nil && !fi.IsDir() {
+		err = unix.ENOTDIR
+	}
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := x.mkdirAll(path.Dir(name)); err != nil {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/cache"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/runner"
@@ -50,6 +51,7 @@ type assembly struct {
 	spaces   *api.Workspaces
 	agents   *api.Agents
 	outputs  *api.Outputs
+	cache    *cache.Store
 	queue    *queue.Queue
 	runner   *runner.Runner
 	server   *api.Server
@@ -65,7 +67,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 			err = errors.Join(err, a.close(cleanup))
 		}
 	}()
-	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startQueue, a.startRunner, a.startAPI} {
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startPool, a.startCache, a.startQueue, a.startRunner, a.startAPI} {
 		if err := start(ctx); err != nil {
 			return nil, err
 		}
@@ -185,6 +187,41 @@ func (a *assembly) startBuilders(context.Context) error {
 	return nil
 }
 
+// tidyEvery is how often what has expired in the CI cache is removed.
+const tidyEvery = time.Hour
+
+func (a *assembly) startCache(ctx context.Context) (err error) {
+	c := a.config.Cache
+	log := a.log.With("component", "cache")
+	a.cache, err = cache.Open(ctx, cache.Config{
+		URL: c.URL, Dir: filepath.Join(a.config.StateDir, "cache"), MaxEntry: int64(c.MaxEntry), Keep: time.Duration(c.Keep), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	tidying, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	a.later(func(context.Context) error {
+		stop()
+		<-done
+		return a.cache.Close()
+	})
+	go func() {
+		defer close(done)
+		for tick := time.Tick(tidyEvery); ; {
+			if _, err := a.cache.Tidy(tidying); err != nil && tidying.Err() == nil {
+				log.Error("the cache was not tidied", "error", err)
+			}
+			select {
+			case <-tick:
+			case <-tidying.Done():
+				return
+			}
+		}
+	}()
+	return nil
+}
+
 func (a *assembly) startQueue(ctx context.Context) error {
 	c := a.config
 	logs, err := runner.NewLogStore(filepath.Join(c.StateDir, "logs"), int64(c.Logs.MaxBytes))
@@ -218,7 +255,11 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		job.Steps = []runner.Step{step}
+		kept, err := newKeptStep(r, step, a.cache, a.config.Cache)
+		if err != nil {
+			return job, err
+		}
+		job.Steps = []runner.Step{kept}
 	case api.KindBuild:
 		dir, err := a.spaces.Path(r.Group)
 		if err != nil {
@@ -310,7 +351,7 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	a.later(func(context.Context) error { stop(); return nil })
 	a.server, err = api.New(api.Config{
 		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost()},
-		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Prepare: prepare(a.config),
+		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Artifacts: artifacts{a.cache}, Prepare: prepare(a.config),
 		Version: info, Log: a.log.With("component", "api"),
 	})
 	if err != nil {

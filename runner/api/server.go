@@ -43,7 +43,8 @@ type Config struct {
 	Workspaces  *Workspaces
 	Attachments *Attachments
 	Agents      *Agents
-	Outputs     *Outputs // nil: builds write none
+	Outputs     *Outputs  // nil: builds write none
+	Artifacts   Artifacts // nil: jobs leave none
 	// Prepare fills in what a request does not say, and refuses what may not be: its error wraps
 	// sandbox.ErrDenied or ErrInvalid.
 	Prepare func(r *runner.Request) error
