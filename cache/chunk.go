@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"gocloud.dev/blob"
@@ -83,8 +84,31 @@ func (s *Store) writeObject(ctx context.Context, path string, content []byte) er
 	return w.Close()
 }
 
+// getTries is how often a chunk is asked for that the bucket does not give in full. What fails before its first
+// byte, the bucket's client has tried again already.
+const getTries = 3
+
 // get reads a chunk of a size into plain, which has room for it.
-func (s *Store) get(ctx context.Context, c chunk, size int, plain []byte) ([]byte, error) {
+func (s *Store) get(ctx context.Context, c chunk, size int, plain []byte) (_ []byte, err error) {
+	var packed []byte
+	for range getTries {
+		packed, err = s.readChunk(ctx, c)
+		if err == nil || errors.Is(err, ErrDamaged) || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	plain, err = s.dec.DecodeAll(packed, plain[:0:min(cap(plain), size)])
+	if err != nil || len(plain) != size || sha256.Sum256(plain) != c.digest {
+		return nil, fmt.Errorf("%w: chunk %s has other bytes", ErrDamaged, c.digest)
+	}
+	return plain, nil
+}
+
+// readChunk reads a chunk as it is stored.
+func (s *Store) readChunk(ctx context.Context, c chunk) ([]byte, error) {
 	r, err := s.bucket.NewReader(ctx, c.path(), nil)
 	if gcerrors.Code(err) == gcerrors.NotFound {
 		return nil, fmt.Errorf("%w: chunk %s is missing", ErrDamaged, c.digest)
@@ -97,14 +121,8 @@ func (s *Store) get(ctx context.Context, c chunk, size int, plain []byte) ([]byt
 		return nil, fmt.Errorf("%w: chunk %s has %d bytes", ErrDamaged, c.digest, r.Size())
 	}
 	packed := make([]byte, r.Size())
-	if err := readFull(r, packed); err != nil {
-		return nil, err
-	}
-	plain, err = s.dec.DecodeAll(packed, plain[:0:min(cap(plain), size)])
-	if err != nil || len(plain) != size || sha256.Sum256(plain) != c.digest {
-		return nil, fmt.Errorf("%w: chunk %s has other bytes", ErrDamaged, c.digest)
-	}
-	return plain, nil
+	_, err = io.ReadFull(r, packed)
+	return packed, err
 }
 
 // pins are the chunks that saves and restores under way need, and that are not collected.

@@ -127,8 +127,3 @@ func (s *Store) discard(ctx context.Context, path string) error {
 	}
 	return nil
 }
-
-func readFull(r io.Reader, p []byte) error {
-	_, err := io.ReadFull(r, p)
-	return err
-}
