@@ -105,6 +105,11 @@ func (w *writing) cut(ctx context.Context, r io.Reader) error {
 			return err
 		}
 		if len(cut) > 0 {
+			if len(w.entry.Chunks)%64 == 0 {
+				if err := w.room(); err != nil {
+					return err
+				}
+			}
 			if w.entry.Bytes += int64(len(cut)); w.entry.Bytes > w.maxEntry {
 				return fmt.Errorf("%w: more than %d bytes: cache less, or raise cache.max_entry", ErrTooLarge, w.maxEntry)
 			}

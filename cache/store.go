@@ -40,6 +40,9 @@ type Config struct {
 	MaxEntry int64
 	// Keep is how long an entry is kept that nobody reads; 0: 30 days.
 	Keep time.Duration
+	// Room reports whether there is room for some more on the disk; nil: there always is. It is asked while an entry
+	// is saved, every 64 chunks, and its error ends that.
+	Room func() error
 	Log  *slog.Logger // nil: nothing is logged
 }
 
@@ -49,6 +52,7 @@ type Store struct {
 	dir      string // "" if the bucket is not on this machine
 	maxEntry int64
 	keep     time.Duration
+	room     func() error
 	grace    time.Duration // how old what nothing names has to be, to be collected
 	workers  int           // of one save or restore
 	log      *slog.Logger
@@ -112,19 +116,22 @@ func openURL(ctx context.Context, text string) (*blob.Bucket, error) {
 
 // with completes a store that has a bucket.
 func (s *Store) with(c Config) (_ *Store, err error) {
-	s.maxEntry, s.keep, s.log, s.now = c.MaxEntry, c.Keep, c.Log, time.Now
+	s.maxEntry, s.keep, s.room, s.log, s.now = c.MaxEntry, c.Keep, c.Room, c.Log, time.Now
 	if s.maxEntry <= 0 {
 		s.maxEntry = 5 << 30
 	}
 	if s.keep <= 0 {
 		s.keep = 30 * 24 * time.Hour
 	}
+	if s.room == nil {
+		s.room = func() error { return nil }
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.inUse, s.uses = map[string]int{}, map[string]use{}
 	s.pins.init()
-	// The fastest level: what it loses against the default in size, some 10 %, it more than wins in time. The
+	// The fastest level: what it loses against the default in size it more than wins in time. The
 	// checksum would be a second one.
 	s.enc, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
 	if err != nil {

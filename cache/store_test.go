@@ -225,6 +225,24 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// TestNoRoom holds that a save ends when the disk is full, and leaves no entry.
+func TestNoRoom(t *testing.T) {
+	s := fileStore(t)
+	full, asked := errors.New("full"), 0
+	s.room = func() error {
+		if asked++; asked > 2 {
+			return full
+		}
+		return nil
+	}
+	if _, err := s.Save(t.Context(), trusted, trusted, "k", "j", bytes.NewReader(data(13, 200*minChunk*4))); !errors.Is(err, full) {
+		t.Error(err)
+	}
+	if _, e := find(t, s, trusted, "k"); e != nil {
+		t.Error("it is there")
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }

@@ -195,6 +195,7 @@ func (a *assembly) startCache(ctx context.Context) (err error) {
 	log := a.log.With("component", "cache")
 	a.cache, err = cache.Open(ctx, cache.Config{
 		URL: c.URL, Dir: filepath.Join(a.config.StateDir, "cache"), MaxEntry: int64(c.MaxEntry), Keep: time.Duration(c.Keep), Log: log,
+		Room: func() error { return checkRoom(a.config.StateDir) },
 	})
 	if err != nil {
 		return err
