@@ -16,6 +16,7 @@ func TestImports(t *testing.T) {
 	}
 	may := map[string][]string{ // by the first element of the path
 		"scope":    {},
+		"archive":  {},
 		"budget":   {"budget"},
 		"ledger":   {"ledger", "scope"},
 		"sandbox":  {"sandbox"},

@@ -23,8 +23,9 @@ func (a *app) outputsCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "outputs JOB [-o DIR]",
-		Short: "List what a build has written, or fetch it",
-		Long: `List the outputs of a finished build, or fetch them into a directory; the daemon then forgets them. A file gets the
+		Short: "List what a job has written, or fetch it",
+		Long: `List the outputs of a finished build or the artifacts of a job, or fetch them into a directory. The daemon then
+forgets a build's outputs; artifacts it keeps for the time that they were to be kept. A file gets the
 name that the list shows, and a directory too, unless it is the only output: its files then come into DIR itself.
 '-o -' writes the only output to the standard output, as a tar.`,
 		Args:              checkArgs(cobra.ExactArgs(1)),

@@ -18,7 +18,7 @@ import (
 	"github.com/runnerd/runnerd/runner/api/apitest"
 )
 
-func archive(t *testing.T, headers ...tar.Header) *bytes.Buffer {
+func tarOf(t *testing.T, headers ...tar.Header) *bytes.Buffer {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -59,7 +59,7 @@ func TestExtract(t *testing.T) {
 	} {
 		dir := filepath.Join(outside, "in")
 		root := openRoot(t, dir)
-		if err := extract(root, archive(t, headers...)); err == nil {
+		if err := extract(root, tarOf(t, headers...)); err == nil {
 			t.Errorf("%s: it was extracted", name)
 		}
 		_ = root.Close()
@@ -76,7 +76,7 @@ func TestExtract(t *testing.T) {
 	defer root.Close()
 	for range 2 {
 		// A link to elsewhere is made as it is, and replaced, not followed.
-		err := extract(root, archive(t,
+		err := extract(root, tarOf(t,
 			tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o700}, tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o555}, tar.Header{Name: "d/f", Mode: 0o4755},
 			tar.Header{Name: "h", Typeflag: tar.TypeLink, Linkname: "d/f"}, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: filepath.Join(outside, "target")},
 			tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}, tar.Header{Name: "again", Typeflag: tar.TypeSymlink, Linkname: filepath.Join(outside, "target")},

@@ -43,6 +43,11 @@ func prepare(c *config.Config) func(*runner.Request) error {
 		} else if _, err := reference.ParseNormalizedNamed(r.Image); err != nil {
 			return fmt.Errorf("%w: image %q: %w", api.ErrInvalid, r.Image, err)
 		}
+		if r.Kind == api.KindScript && len(r.Payload) > 0 {
+			if err := checkKept(r.Payload); err != nil {
+				return err
+			}
+		}
 		if r.Timeout == 0 {
 			r.Timeout = runner.Duration(c.Timeout.Default)
 		}

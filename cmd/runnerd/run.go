@@ -30,6 +30,7 @@ type runFlags struct {
 	timeout                  textFlag[config.Duration, *config.Duration]
 	detach, interactive, tty bool
 	limits                   limitFlags
+	caches, artifacts        []string
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -44,6 +45,7 @@ the job.
 ` + exitHelp,
 		Example: `  runnerd run -- echo hello
   runnerd run --image golang:1.26 --memory 2GiB -- go version
+  runnerd run --cache 'key=go-1,path=.cache/go' --artifact dist -w /workspace -- make
   runnerd run --sandbox container/dind -- docker run --rm debian:bookworm-slim id
   tar c . | runnerd run -- tar t`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -69,6 +71,8 @@ the job.
 	flags.BoolVarP(&f.interactive, "interactive", "i", true, "connect the standard input")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal (default: if input and output are terminals)")
 	f.limits.register(flags)
+	flags.StringArrayVar(&f.caches, "cache", nil, "restore and save files: `key=K,path=P`[,path=P…][,fallback=K…][,policy=pull|push|pull-push][,when=on_success|on_failure|always]; may be repeated")
+	flags.StringArrayVar(&f.artifacts, "artifact", nil, "keep files: `PATH`[,PATH…][,name=N][,when=…][,keep=DURATION]; may be repeated; see 'runnerd outputs'")
 	return cmd
 }
 
@@ -227,6 +231,9 @@ func (a *app) submission(f runFlags, args []string) (api.Submission, error) {
 	s := api.Submission{
 		Name: f.name, Whose: f.whose, Sandbox: nesting, Image: f.image, Limits: f.limits.limits(),
 		Timeout: runner.Duration(f.timeout.value), Script: api.Script{Command: args, User: f.user, Dir: f.workdir},
+	}
+	if s.Kept, err = parseKept(f.caches, f.artifacts); err != nil {
+		return s, err
 	}
 	if s.Name == "" {
 		s.Name = filepath.Base(args[0])

@@ -22,6 +22,7 @@ func (a *assembly) stores() []budget.Store {
 	}
 	all := []budget.Store{
 		a.workers,
+		a.cache,
 		budget.Directories{Label: "scratch", Paths: in("disks/scratch", "disks/templates")},
 		a.logs.Budget(),
 		budget.Directories{Label: "outputs", Paths: in("outputs")},       // removed when fetched, or after outputs.keep

@@ -19,6 +19,7 @@ import (
 
 	"github.com/runnerd/runnerd/budget"
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/cache"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/registry"
@@ -54,6 +55,7 @@ type assembly struct {
 	outputs  *api.Outputs
 	logs     *runner.LogStore
 	disk     *budget.Budget
+	cache    *cache.Store
 	queue    *queue.Queue
 	ledger   *ledger.Ledger
 	share    *sharing
@@ -71,7 +73,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 			err = errors.Join(err, a.close(cleanup))
 		}
 	}()
-	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startLedger, a.startQueue, a.startRunner, a.startDisk, a.startPool, a.startAPI} {
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startLedger, a.startCache, a.startQueue, a.startRunner, a.startDisk, a.startPool, a.startAPI} {
 		if err := start(ctx); err != nil {
 			return nil, err
 		}
@@ -193,6 +195,42 @@ func (a *assembly) startBuilders(context.Context) error {
 	return nil
 }
 
+// tidyEvery is how often what has expired in the CI cache is removed.
+const tidyEvery = time.Hour
+
+func (a *assembly) startCache(ctx context.Context) (err error) {
+	c := a.config.Cache
+	log := a.log.With("component", "cache")
+	a.cache, err = cache.Open(ctx, cache.Config{
+		URL: c.URL, Dir: filepath.Join(a.config.StateDir, "cache"), MaxEntry: int64(c.MaxEntry), Keep: time.Duration(c.Keep), Log: log,
+		Room: func() error { return checkRoom(a.config.StateDir) },
+	})
+	if err != nil {
+		return err
+	}
+	tidying, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	a.later(func(context.Context) error {
+		stop()
+		<-done
+		return a.cache.Close()
+	})
+	go func() {
+		defer close(done)
+		for tick := time.Tick(tidyEvery); ; {
+			if _, err := a.cache.Tidy(tidying); err != nil && tidying.Err() == nil {
+				log.Error("the cache was not tidied", "error", err)
+			}
+			select {
+			case <-tick:
+			case <-tidying.Done():
+				return
+			}
+		}
+	}()
+	return nil
+}
+
 func (a *assembly) startLedger(ctx context.Context) (err error) {
 	a.ledger, err = ledger.Open(ctx, ledger.Config{Dir: filepath.Join(a.config.StateDir, "ledger"), Takes: taken, Log: a.log.With("component", "ledger")})
 	if err != nil {
@@ -238,7 +276,11 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		job.Steps = []runner.Step{step}
+		kept, err := newKeptStep(r, step, a.cache, a.config.Cache, a.ledger)
+		if err != nil {
+			return job, err
+		}
+		job.Steps = []runner.Step{kept}
 	case api.KindBuild:
 		dir, err := a.spaces.Path(r.Group)
 		if err != nil {
@@ -345,7 +387,7 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	a.later(func(context.Context) error { stop(); return nil })
 	a.server, err = api.New(api.Config{
 		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
-		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Disk: a.disk, Prepare: prepare(a.config),
+		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Disk: a.disk, Artifacts: artifacts{a.cache}, Prepare: prepare(a.config),
 		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, share: a.share, stores: a.stores(), log: a.log.With("component", "ledger")},
 		Version: info, Log: a.log.With("component", "api"),
 	})

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -65,10 +66,13 @@ func (s *Server) submit(ctx context.Context, in *body[Submission]) (*body[Job], 
 	if sub.Name == "" {
 		sub.Name = clip(strings.Join(sub.Script.Command, " "), 200)
 	}
-	if err := checkSubmission(sub); err != nil {
+	if err := errors.Join(checkSubmission(sub), sub.Kept.complete()); err != nil {
 		return nil, problem(fmt.Errorf("%w: %w", ErrInvalid, err))
 	}
-	payload, err := json.Marshal(sub.Script)
+	payload, err := json.Marshal(struct {
+		Script
+		Kept
+	}{sub.Script, sub.Kept})
 	if err != nil {
 		return nil, problem(err)
 	}

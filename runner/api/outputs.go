@@ -18,14 +18,25 @@ import (
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/queue"
+	"github.com/runnerd/runnerd/scope"
 )
 
-// Output is a file that a build has written for its client.
+// Output is a file that a build has written for its client, or an artifact of a job.
 type Output struct {
 	Name string `json:"name"`
 	Type string `json:"type" doc:"As docker buildx build --output has it. A local one is a tar stream of the directory."`
 	Dest string `json:"dest,omitempty" doc:"Where the build's author wants it, on the client's machine."`
 	Size int64  `json:"size" doc:"Bytes."`
+	// Expires is when an artifact is removed. Other outputs go when their client says so.
+	Expires time.Time `json:"expires,omitzero" doc:"Of an artifact: when it is removed."`
+}
+
+// Artifacts are what jobs leave for longer than until somebody has fetched it.
+type Artifacts interface {
+	// List returns those of a job of a scope that are there.
+	List(ctx context.Context, owner scope.Scope, job string) ([]Output, error)
+	// Open opens one. Its reader fails if the bytes are not what was kept. ErrNoOutput: it is gone.
+	Open(ctx context.Context, owner scope.Scope, job, name string) (io.ReadCloser, error)
 }
 
 // ErrNoOutput is wrapped by the error of an output that is not there.
@@ -181,7 +192,7 @@ func (s *Server) recoverOutputs(ctx context.Context) {
 }
 
 func (s *Server) outputRoutes() {
-	huma.Register(s.api, s.operation(http.MethodGet, "/v1/jobs/{id}/outputs", "list-outputs", "List what a finished build has written", 404, 409),
+	huma.Register(s.api, s.operation(http.MethodGet, "/v1/jobs/{id}/outputs", "list-outputs", "List what a finished job has written: outputs of builds, artifacts", 404, 409),
 		func(ctx context.Context, in *jobID) (*body[[]Output], error) {
 			all, err := s.outputs(ctx, in.ID)
 			if err != nil {
@@ -189,7 +200,7 @@ func (s *Server) outputRoutes() {
 			}
 			return &body[[]Output]{all}, nil
 		})
-	remove := s.operation(http.MethodDelete, "/v1/jobs/{id}/outputs", "remove-outputs", "Remove what a finished build has written", 404, 409)
+	remove := s.operation(http.MethodDelete, "/v1/jobs/{id}/outputs", "remove-outputs", "Remove what a finished build has written; artifacts stay until they expire", 404, 409)
 	remove.DefaultStatus = http.StatusNoContent
 	huma.Register(s.api, remove, func(ctx context.Context, in *jobID) (*struct{}, error) {
 		if _, err := s.outputs(ctx, in.ID); err != nil {
@@ -227,12 +238,16 @@ func (s *Server) outputs(ctx context.Context, id string) ([]Output, error) {
 			there = append(there, o)
 		}
 	}
-	return there, nil
+	if s.cfg.Artifacts == nil || i.Kind != KindScript {
+		return there, nil
+	}
+	kept, err := s.cfg.Artifacts.List(ctx, i.Scope, id)
+	return append(there, kept...), err
 }
 
 func outputOperation() *huma.Operation {
 	return &huma.Operation{
-		Method: http.MethodGet, Path: "/v1/jobs/{id}/outputs/{name}", OperationID: "get-output", Summary: "Fetch one file that a finished build has written",
+		Method: http.MethodGet, Path: "/v1/jobs/{id}/outputs/{name}", OperationID: "get-output", Summary: "Fetch one output or artifact of a finished job",
 		Description: "A tar stream, whatever the type. It is kept until the outputs are removed, or for the configured time.",
 		Parameters: []*huma.Param{
 			{Name: "id", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}},
@@ -255,7 +270,7 @@ func (s *Server) output(w http.ResponseWriter, r *http.Request) error {
 		if o.Name != name {
 			continue
 		}
-		f, err := os.Open(filepath.Join(s.cfg.Outputs.dir, id, filepath.Base(name)))
+		f, err := s.openOutput(r.Context(), id, o)
 		if err != nil {
 			break
 		}
@@ -266,4 +281,15 @@ func (s *Server) output(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	return fmt.Errorf("job %s, output %q: %w", id, clip(name, 100), ErrNoOutput)
+}
+
+func (s *Server) openOutput(ctx context.Context, id string, o Output) (io.ReadCloser, error) {
+	if o.Expires.IsZero() {
+		return os.Open(filepath.Join(s.cfg.Outputs.dir, id, filepath.Base(o.Name)))
+	}
+	i, err := s.cfg.Backend.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return s.cfg.Artifacts.Open(ctx, i.Scope, id, o.Name)
 }

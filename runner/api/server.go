@@ -43,9 +43,10 @@ type Config struct {
 	Workspaces  *Workspaces
 	Attachments *Attachments
 	Agents      *Agents
-	Outputs     *Outputs // nil: builds write none
-	Ledger      Ledger   // nil: nothing is known of the steps of builds
-	Disk        Disk     // nil: nothing is said of the caches
+	Outputs     *Outputs  // nil: builds write none
+	Ledger      Ledger    // nil: nothing is known of the steps of builds
+	Disk        Disk      // nil: nothing is said of the caches
+	Artifacts   Artifacts // nil: jobs leave none
 	// Prepare fills in what a request does not say, and refuses what may not be: its error wraps
 	// sandbox.ErrDenied or ErrInvalid.
 	Prepare func(r *runner.Request) error

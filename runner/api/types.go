@@ -55,6 +55,30 @@ type Submission struct {
 	Attach  bool            `json:"attach,omitempty" doc:"The job waits for a client at /v1/jobs/{id}/attach and ends with it."`
 	Secrets []string        `json:"secrets,omitempty" maxItems:"1000" doc:"Texts to hide in the log. Kept in memory only."`
 	Script  Script          `json:"script"`
+	Kept
+}
+
+// Kept is what outlives a job. It is part of the payload of a request of KindScript.
+type Kept struct {
+	Caches    []Cache    `json:"caches,omitempty" maxItems:"20" doc:"Restored before the script, saved after it."`
+	Artifacts []Artifact `json:"artifacts,omitempty" maxItems:"20" doc:"Files to keep, as outputs of the job."`
+}
+
+// Cache is a cache of files between jobs of one project, in GitLab's words.
+type Cache struct {
+	Key      string   `json:"key" minLength:"1" maxLength:"1024" doc:"Its name, within what the job's scope sees. Matched byte by byte."`
+	Fallback []string `json:"fallback_keys,omitempty" maxItems:"20" doc:"Keys to restore from when there is nothing under key, in this order."`
+	Paths    []string `json:"paths" minItems:"1" maxItems:"200" doc:"Files and directories below the job's working directory (script.dir, or /workspace). They may have *, **, ?, [a-z] and {a,b}."`
+	Policy   string   `json:"policy,omitempty" enum:"pull,push,pull-push" doc:"Restore, save, or both; empty: both."`
+	When     string   `json:"when,omitempty" enum:"on_success,on_failure,always" doc:"After which scripts it is saved; empty: on_success."`
+}
+
+// Artifact is what a job leaves.
+type Artifact struct {
+	Name  string          `json:"name,omitempty" maxLength:"200" doc:"Of the output; empty: artifacts.tar, the second artifacts-2.tar and so on."`
+	Paths []string        `json:"paths" minItems:"1" maxItems:"200" doc:"As those of a cache."`
+	When  string          `json:"when,omitempty" enum:"on_success,on_failure,always" doc:"After which scripts it is kept; empty: on_success."`
+	Keep  runner.Duration `json:"keep,omitempty" doc:"For how long; empty: the configured time."`
 }
 
 // Script is one command. It is the payload of a request of KindScript.

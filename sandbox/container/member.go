@@ -86,7 +86,7 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 			return nil, err
 		}
 	}
-	readonly := map[string]string{initPath: filepath.Join(sb.d.cfg.EngineDir, "runnerd-init")}
+	readonly := map[string]string{InitPath: filepath.Join(sb.d.cfg.EngineDir, "runnerd-init")}
 	if c.Name == mainMember {
 		maps.Copy(readonly, sb.spec.Programs)
 		if sb.base != nil {

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initPath is where the sandbox's init is seen inside: on /dev, which is a tmpfs of the container, so that
+// InitPath is where the sandbox's init is seen inside: on /dev, which is a tmpfs of the container, so that
 // no image needs a place for it.
-const initPath = "/dev/.runnerd-init"
+const InitPath = "/dev/.runnerd-init"
 
 // jobCapabilities are Docker's defaults (moby, daemon/pkg/oci/caps/defaults.go): what images expect of
 // root. They bind in the sandbox's user namespace only.
@@ -35,7 +35,7 @@ func specOf(m *member, hostname string, readonly, binds map[string]string) *spec
 		Hostname:    hostname,
 		Root:        &specs.Root{Path: m.rootfs},
 		Process: &specs.Process{
-			Args: []string{initPath},
+			Args: []string{InitPath},
 			Cwd:  "/",
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding: capabilities, Permitted: capabilities, Effective: capabilities,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -63,6 +64,7 @@ func (c *Config) check() []complaint {
 	k.that(c.Logs.KeepJobs > 0, "logs.keep_jobs", "must be more than 0")
 	k.that(c.Outputs.MaxBytes > 0, "outputs.max_bytes", "must be more than 0")
 	k.that(c.Outputs.Keep > 0, "outputs.keep", "must be more than 0")
+	k.cache(c.Cache)
 	k.policy(c.Policy)
 	k.pool(c)
 	k.that(c.Builder.Disk >= 1<<30, "builder.disk", "%s is too little for a build cache: at least 1GiB", c.Builder.Disk)
@@ -123,6 +125,17 @@ func (k *checker) image(path, value string, needed bool) {
 
 func (k *checker) oneOf(path, value string, values ...string) {
 	k.that(slices.Contains(values, value), path, "%q is not known: use one of %s", value, strings.Join(values, ", "))
+}
+
+func (k *checker) cache(c Cache) {
+	if u, err := url.Parse(c.URL); c.URL != "" && (err != nil || u.Scheme != "s3" || u.Host == "") {
+		k.bad("cache.url", "%q is no bucket: write s3://NAME?region=REGION, or nothing for a directory", c.URL)
+	}
+	k.that(c.MaxEntry >= 1<<20, "cache.max_entry", "%s is too little: at least 1MiB", c.MaxEntry)
+	k.that(c.MaxFiles > 0, "cache.max_files", "must be more than 0")
+	k.that(c.Timeout > 0, "cache.timeout", "must be more than 0")
+	k.that(c.Keep > 0, "cache.keep", "must be more than 0")
+	k.that(c.KeepArtifact > 0, "cache.keep_artifacts", "must be more than 0")
 }
 
 func (k *checker) network(n Network) {

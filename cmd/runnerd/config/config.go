@@ -39,6 +39,7 @@ type Config struct {
 	Disk     Disk     `yaml:"disk" doc:"What all that is kept in state_dir may take together: caches, images, registry, builders, logs, the disks of jobs. What is worth least goes first. See 'runnerd cache du'."`
 	Logs     Logs     `yaml:"logs" doc:"The logs of jobs."`
 	Outputs  Outputs  `yaml:"outputs" doc:"The files that builds write, until their clients have fetched them."`
+	Cache    Cache    `yaml:"cache" doc:"The caches of CI jobs, and what jobs leave (artifacts)."`
 	Policy   Policy   `yaml:"policy" doc:"Which nestings of sandboxes may run. What is not listed is refused."`
 	Pool     []Pool   `yaml:"pool" doc:"Sandboxes that are started ahead, so that a job of the same kind and image begins at once, such as: {sandbox: container, image: debian:bookworm-slim, size: 4}."`
 
@@ -143,6 +144,16 @@ type Outputs struct {
 	Keep     Duration `yaml:"keep" doc:"How long they are kept for a client that does not fetch them."`
 }
 
+// Cache is that of CI jobs.
+type Cache struct {
+	URL          string   `yaml:"url" doc:"The bucket, such as s3://NAME?region=eu-west-1, with endpoint=https://HOST&use_path_style=true for one that is not Amazon's. Credentials are looked for as AWS's tools do. Empty: the directory cache in state_dir."`
+	MaxEntry     Size     `yaml:"max_entry" doc:"The most that one cache or artifact may have, before compression."`
+	MaxFiles     int64    `yaml:"max_files" doc:"The most files that one may have."`
+	Timeout      Duration `yaml:"timeout" doc:"How long one may take to be saved or restored. The job goes on without it."`
+	Keep         Duration `yaml:"keep" doc:"How long a cache is kept that no job restores."`
+	KeepArtifact Duration `yaml:"keep_artifacts" doc:"How long an artifact is kept that does not say."`
+}
+
 // Policy says which nestings may run.
 type Policy struct {
 	MaxDepth int                       `yaml:"max_depth" doc:"The largest number of layers."`
@@ -223,6 +234,10 @@ func Default() *Config {
 		},
 		Logs:    Logs{MaxBytes: 16 << 20, Keep: Duration(7 * 24 * time.Hour), KeepJobs: 1000},
 		Outputs: Outputs{MaxBytes: 20 << 30, Keep: Duration(time.Hour)},
+		Cache: Cache{
+			MaxEntry: 5 << 30, MaxFiles: 1_000_000, Timeout: Duration(10 * time.Minute),
+			Keep: Duration(30 * 24 * time.Hour), KeepArtifact: Duration(7 * 24 * time.Hour),
+		},
 		Policy: Policy{MaxDepth: 2, May: map[string][]sandbox.Kind{
 			Machine:                   {sandbox.Container},
 			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
