@@ -14,7 +14,7 @@ import (
 const (
 	// buildJobs is how many jobs with an engine are compared, and buildsInJob how many builds each does, of which
 	// the median counts.
-	buildJobs   = 15
+	buildJobs   = 10
 	buildsInJob = 5
 )
 

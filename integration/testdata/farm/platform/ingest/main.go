@@ -1,10 +1,11 @@
-// Command ingest takes events over HTTP, one a request.
+// Command ingest takes events from its standard input, one a line, and prints their ids.
 package main
 
 import (
-	"io"
+	"bufio"
+	"fmt"
 	"log"
-	"net/http"
+	"os"
 
 	"example.com/platform/store"
 )
@@ -14,18 +15,12 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	http.HandleFunc("POST /events", func(w http.ResponseWriter, r *http.Request) {
-		text, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
+	defer s.Close()
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		e, err := s.Add(lines.Text())
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
+			log.Fatal(err)
 		}
-		e, err := s.Add(string(text))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		io.WriteString(w, e.ID.String()+"\n")
-	})
-	log.Fatal(http.ListenAndServe(":8080", nil))
+		fmt.Println(e.ID)
+	}
 }
