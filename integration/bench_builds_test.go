@@ -21,9 +21,6 @@ import (
 	"github.com/runnerd/runnerd/runner/api/client"
 )
 
-// farmTargets are the targets of examples/farm that do not fail on purpose.
-var farmTargets = []string{"service", "service-debug", "web", "web-test", "wordcount", "toolbox", "docs"}
-
 func (d *daemon) client() *client.Client {
 	return client.New(filepath.Join(d.state, "run/runnerd.sock"))
 }
@@ -112,8 +109,6 @@ func benchBuilds(t *testing.T) {
 	peer()
 	compare(t, "build, all cached: runnerd build / buildctl build", pairs, ours, peer, 0.5)
 
-	benchFarm(t, d, b, registry)
-
 	for _, c := range []struct {
 		concurrency, builds int
 		goal                float64
@@ -180,33 +175,4 @@ func inParallel(t *testing.T, concurrency, n int, do func() error) time.Duration
 	}
 	all.Wait()
 	return time.Since(began)
-}
-
-// benchFarm builds examples/farm, all of it cached, and pushes it: each target as a job of ours, and by hand with
-// buildx on one buildkitd.
-func benchFarm(t *testing.T, d *daemon, b *bareBuildkitd, registry string) {
-	farm := filepath.Join(scratchDir(t), "farm")
-	if out, err := exec.Command("cp", "-r", "../examples/farm", farm).CombinedOutput(); err != nil {
-		t.Fatal(err, string(out))
-	}
-	// The peer has no registry that holds the frontend image; the built-in one is the same.
-	if out, err := exec.Command("sed", "-i", "/^# syntax=/d", filepath.Join(farm, "services/Dockerfile")).CombinedOutput(); err != nil {
-		t.Fatal(err, string(out))
-	}
-	buildx := func(args ...string) *exec.Cmd {
-		cmd := exec.Command(engineBinary(t, "docker-buildx"), args...)
-		cmd.Dir = farm
-		cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + b.dir, "BUILDX_CONFIG=" + b.dir + "/buildx", "REGISTRY=" + registry, "VERSION=bench"}
-		return cmd
-	}
-	timed(t, buildx("create", "--name", "bench", "--driver", "remote", b.address()))
-	ours := func() time.Duration {
-		return timed(t, d.command(append([]string{"build", "--push", "--progress", "quiet", "--var", "VERSION=bench", farm}, farmTargets...)...))
-	}
-	peer := func() time.Duration {
-		return timed(t, buildx(append([]string{"bake", "--builder", "bench", "--push", "--progress", "quiet", "--provenance=false", "--sbom=false"}, farmTargets...)...))
-	}
-	ours()
-	peer()
-	compare(t, "the farm, warm, pushed: runnerd / buildx on buildkitd", pairs, ours, peer, 1.05)
 }

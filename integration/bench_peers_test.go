@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -183,16 +184,18 @@ type bareDockerd struct {
 	log *bytes.Buffer
 }
 
-// startDockerd starts one with an empty data root and returns when it answers GET /_ping.
-func startDockerd(t *testing.T) (*bareDockerd, time.Duration) {
+// startDockerd starts one with an empty data root, and more arguments, and returns when it answers GET /_ping.
+func startDockerd(t *testing.T, args ...string) (*bareDockerd, time.Duration) {
 	d := &bareDockerd{t: t, log: &bytes.Buffer{}}
 	var err error
 	if d.dir, err = os.MkdirTemp("/var/tmp", "runnerd-bench-"); err != nil {
 		t.Fatal(err)
 	}
-	d.cmd = exec.Command(engineBinary(t, "dockerd"), "--host=unix://"+d.socket(), "--config-file=/dev/null", "--log-level=warn",
-		"--data-root="+d.dir+"/data", "--exec-root="+d.dir+"/exec", "--pidfile="+d.dir+"/pid", "--userland-proxy=false",
-		"--cgroup-parent="+benchCgroup, "--exec-opt=native.cgroupdriver=cgroupfs")
+	d.cmd = exec.Command(engineBinary(t, "dockerd"), append([]string{
+		"--host=unix://" + d.socket(), "--config-file=/dev/null", "--log-level=warn",
+		"--data-root=" + d.dir + "/data", "--exec-root=" + d.dir + "/exec", "--pidfile=" + d.dir + "/pid", "--userland-proxy=false",
+		"--cgroup-parent=" + benchCgroup, "--exec-opt=native.cgroupdriver=cgroupfs",
+	}, args...)...)
 	d.cmd.Env = []string{"PATH=" + filepath.Dir(d.cmd.Path) + ":/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + d.dir}
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS}
@@ -214,6 +217,7 @@ func startDockerd(t *testing.T) (*bareDockerd, time.Duration) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+	d.stop()
 	t.Fatal("dockerd does not answer: ", d.log.String())
 	return nil, 0
 }
@@ -350,12 +354,16 @@ func removeBenchCgroup(t *testing.T) {
 	for _, pattern := range []string{"/sys/fs/cgroup/*" + benchCgroup, "/sys/fs/cgroup" + benchCgroup} {
 		groups, _ := filepath.Glob(pattern)
 		for _, group := range groups {
-			_ = filepath.WalkDir(group, func(path string, _ os.DirEntry, _ error) error {
-				if path != group {
-					_ = os.Remove(path) // a directory; files refuse
+			var below []string
+			_ = filepath.WalkDir(group, func(path string, entry os.DirEntry, err error) error {
+				if err == nil && entry.IsDir() && path != group {
+					below = append(below, path)
 				}
 				return nil
 			})
+			for _, path := range slices.Backward(below) { // the deepest first
+				_ = os.Remove(path)
+			}
 			if err := os.Remove(group); err != nil && !strings.Contains(err.Error(), "no such file") {
 				t.Error(err)
 			}

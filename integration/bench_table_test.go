@@ -26,7 +26,6 @@ func printHeader() {
 func compare(t *testing.T, what string, n int, ours, peer measurement, goal float64) []time.Duration {
 	t.Helper()
 	var a, b []time.Duration
-	var ratios []float64
 	for range n {
 		var x, y time.Duration
 		if rand.IntN(2) == 0 {
@@ -34,7 +33,21 @@ func compare(t *testing.T, what string, n int, ours, peer measurement, goal floa
 		} else {
 			y, x = peer(), ours()
 		}
-		a, b, ratios = append(a, x), append(b, y), append(ratios, x.Seconds()/y.Seconds())
+		a, b = append(a, x), append(b, y)
+	}
+	printPairs(what, a, b, goal)
+	return a
+}
+
+// printPairs prints the row of a comparison whose i-th run took a[i] of ours and b[i] of its peer. Where there are
+// not as many as usual, it says how many.
+func printPairs(what string, a, b []time.Duration, goal float64) {
+	if len(a) != pairs {
+		what += fmt.Sprintf(" (n=%d)", len(a))
+	}
+	ratios := make([]float64, len(a))
+	for i := range a {
+		ratios[i] = a[i].Seconds() / b[i].Seconds()
 	}
 	low, high := bootstrap(ratios)
 	aim, verdict := "", ""
@@ -43,7 +56,6 @@ func compare(t *testing.T, what string, n int, ours, peer measurement, goal floa
 	}
 	fmt.Printf("%-52s %11s %11s %7.3f %16s %9s  %s\n", what, millis(median(a)), millis(median(b)), median(ratios),
 		fmt.Sprintf("[%.3f, %.3f]", low, high), aim, verdict)
-	return a
 }
 
 // absolute prints a row that has no peer: a value, and the bound that it is to keep.

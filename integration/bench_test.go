@@ -31,6 +31,8 @@ func TestBench(t *testing.T) {
 		{"engine", benchEngine},
 		{"worker", benchWorker},
 		{"builds", benchBuilds},
+		{"farm", benchFarm},
+		{"dockerbuild", benchDockerBuild},
 		{"memory", benchMemory},
 		{"density", benchDensity},
 		{"mask", benchMask},
