@@ -270,7 +270,27 @@ func TestStateDiskFull(t *testing.T) {
 		}
 		run(t, l, fmt.Sprintf("FROM debian:bookworm-slim\nRUN echo works again, %d\n", i))
 	}
+	// An untrusted build does not keep it full.
+	u := mustLease(t, ws, untrusted("p"))
+	ended := make(chan error, 1)
+	go func() {
+		_, _, err := tryRun(t, u, "FROM debian:bookworm-slim\nRUN sleep 300\n")
+		ended <- err
+	}()
+	_, _, _ = tryRun(t, l, withCacheMount("dd if=/dev/zero of=/cache/zero bs=1M || echo full again"))
 	_ = l.Close(t.Context())
+	l = mustLease(t, ws, trusted("p"))
+	if left := l.w.diskUsed(t.Context()); left > m.cfg.KeepBytes {
+		t.Errorf("%d bytes are used while an untrusted build runs", left)
+	}
+	if err := <-ended; err == nil || !u.Died() {
+		t.Errorf("the untrusted build: %v, to be built again: %t", err, u.Died())
+	}
+	if err := u.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run(t, u, "FROM debian:bookworm-slim\nRUN echo built again\n")
+	_, _ = u.Close(t.Context()), l.Close(t.Context())
 }
 
 // TestStoreOnDisk removes what real workers keep.

@@ -111,7 +111,13 @@ func TestTidy(t *testing.T) {
 	if _, there := ws.all[untrusted("p")]; there {
 		t.Error("an idle clone was not ended first")
 	}
-	_, _ = busy.Close(t.Context()), again.Close(t.Context())
+	clone = take(t, ws, untrusted("p"))
+	m.set(func() { m.used, m.prunes = 1126, nil })
+	more := take(t, ws, trusted("p"))
+	if prunes() != 1 || !clone.Died() {
+		t.Error("a busy clone keeps a disk from being emptied that is nearly full")
+	}
+	_, _, _, _ = busy.Close(t.Context()), again.Close(t.Context()), more.Close(t.Context()), clone.Close(t.Context())
 
 	clone = take(t, ws, untrusted("p"))
 	fill()

@@ -29,8 +29,8 @@ type StepError struct {
 func (e *StepError) Error() string { return e.Err.Error() }
 func (e *StepError) Unwrap() error { return e.Err }
 
-// diskFull is what happened to a build, and how to mend it.
-const diskFull = `the builder's disk is full: raise builder.disk, or make room with "runnerd cache prune"`
+// makeRoom is how a full disk is mended.
+const makeRoom = `raise builder.disk, or make room with "runnerd cache prune"`
 
 var (
 	noSpace      = regexp.MustCompile(`(?i)no space left on device`)
@@ -51,13 +51,13 @@ func classify(err error, t *tally) error {
 		oom := exit.ExitCode == 137 && strings.Contains(text, syscall.ENOMEM.Error()) // executor/runcexecutor, on cgroup v2
 		failed := &StepError{Step: step, Code: int(exit.ExitCode), OOM: oom, Log: log, Err: plain(err)}
 		if noSpace.MatchString(log) {
-			failed.Err = fmt.Errorf("%s: %w", diskFull, failed.Err)
+			failed.Err = fmt.Errorf("a disk is full, the builder's unless the step has another: %s: %w", makeRoom, failed.Err)
 		}
 		return failed
 	case grpcerrors.Code(err) == codes.Unavailable:
 		return fmt.Errorf("the builder is gone: %w", err)
 	case noSpace.MatchString(text):
-		return fmt.Errorf("%s: %w", diskFull, err)
+		return fmt.Errorf("the builder's disk is full: %s: %w", makeRoom, err)
 	case refused.MatchString(text):
 		host := refused.FindStringSubmatch(text)[1] // or that of its tokens
 		for _, image := range [][]string{pushed.FindStringSubmatch(text), loadMetadata.FindStringSubmatch(step)} {

@@ -50,6 +50,7 @@ func testFailures(t *testing.T, d *daemon) {
 		"FROM debian:bookworm-slim\nRUN false || exit 42\n":                                          {42, "exit code: 42"},
 		"FROM debian:bookworm-slim\nRUN sh -c 'kill -9 $$'; exit $?\n":                               {137, "exit code: 137"},
 		"FROM debian:bookworm-slim\nCOPY nowhere /\n":                                                {1, "\"/nowhere\": not found"},
+		"FROM debian:bookworm-slim\nRUN echo No space left on device; exit 2\n":                      {2, "raise builder.disk"},
 		"FROM debian:bookworm-slim\nRUN no-such-command\n":                                           {127, "exit code: 127"},
 		"FROM " + d.registry + "/no/image:1\nRUN true\n":                                             {1, "image " + d.registry + "/no/image:1 does not exist, or its registry does not give it out: check FROM in Dockerfile:1"},
 		"FROM debian:bookworm-slim\nCOPY --from=" + d.registry + "/no/b:1 / /\n":                     {1, "image " + d.registry + "/no/b:1 does not exist"},

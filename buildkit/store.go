@@ -135,7 +135,7 @@ func (ws *Workers) remove(ctx context.Context, id string, records []string) (fre
 		of = l.w.scope
 	}
 	if !of.IsZero() {
-		done, ok := ws.alone(ctx, of)
+		done, ok := ws.alone(ctx, of, false)
 		if !ok {
 			return 0, nil
 		}

@@ -46,7 +46,8 @@ func (ws *Workers) tidy(ctx context.Context, w *worker) (replaced bool) {
 		ws.end(w)
 		return true
 	}
-	done, ok := ws.alone(ctx, w.scope)
+	// Untrusted builds must not keep a trusted disk full: near its end, they are built again.
+	done, ok := ws.alone(ctx, w.scope, used > ws.cfg.KeepBytes/8*9)
 	if !ok {
 		log.Info("a builder's disk is filling up: nothing is removed while an untrusted build stands on it")
 		return false
@@ -72,8 +73,8 @@ func (w *worker) diskUsed(ctx context.Context) int64 {
 }
 
 // alone waits until nobody stands on a trusted scope's state and keeps it so until done is called: an idle clone is
-// ended first. If a clone is busy, ok is false.
-func (ws *Workers) alone(ctx context.Context, of scope.Scope) (done func(), ok bool) {
+// ended first, and with evict a busy one too. If a clone is busy, ok is false.
+func (ws *Workers) alone(ctx context.Context, of scope.Scope, evict bool) (done func(), ok bool) {
 	below := of
 	below.Trust = scope.Untrusted
 	for {
@@ -83,10 +84,11 @@ func (ws *Workers) alone(ctx context.Context, of scope.Scope) (done func(), ok b
 		switch {
 		case removing != nil:
 			wait = removing
-		case clone != nil && clone.leases > 0:
+		case clone != nil && clone.leases > 0 && !evict:
 			ws.mu.Unlock()
 			return nil, false
 		case clone != nil:
+			clone.evicted.Store(true)
 			ws.end(clone)
 			wait = clone.gone
 		case ending != nil:

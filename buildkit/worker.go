@@ -43,6 +43,7 @@ type worker struct {
 	gone   chan struct{} // closed when nothing of it is left
 
 	stopping atomic.Bool
+	evicted  atomic.Bool         // it was ended for others' sake
 	signals  chan syscall.Signal // to buildkitd
 	kill     context.CancelFunc  // buildkitd
 

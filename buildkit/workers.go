@@ -92,8 +92,11 @@ func (l *Lease) Close(context.Context) error {
 // diedWithin is how long it may take until a worker's end is seen, after its connections have ended.
 const diedWithin = time.Second
 
-// Died reports whether the worker has ended without being asked to.
+// Died reports whether the worker has ended by itself, or for the sake of another scope.
 func (l *Lease) Died() bool {
+	if l.w.evicted.Load() {
+		return true
+	}
 	select {
 	case <-l.w.exited:
 		return !l.w.stopping.Load()

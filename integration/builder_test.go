@@ -29,8 +29,8 @@ target "default" {
 		code  int
 		want  []string
 	}{
-		{"once", 1, 0, []string{"the builder died: default is built once more, on a new one"}},
-		{"twice", 2, 1, []string{"is built once more", "the builder died twice in this build", "raise builder.memory"}},
+		{"once", 1, 0, []string{"the builder has ended: default is built once more, on a new one"}},
+		{"twice", 2, 1, []string{"is built once more", "the builder has ended twice in this build", "raise builder.memory"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())

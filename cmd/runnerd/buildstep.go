@@ -64,13 +64,13 @@ func (s *buildStep) Run(ctx context.Context, on sandbox.Host, out runner.Output)
 	if err == nil || ctx.Err() != nil || !lease.Died() {
 		return exit, err
 	}
-	_, _ = fmt.Fprintf(out.Stream(runner.Notice), "the builder died: %s is built once more, on a new one\n", s.build.Target)
+	_, _ = fmt.Fprintf(out.Stream(runner.Notice), "the builder has ended: %s is built once more, on a new one\n", s.build.Target)
 	if renewErr := lease.Renew(ctx); renewErr != nil {
 		return exit, errors.Join(err, renewErr)
 	}
 	exit, err = s.attempt(ctx, lease, out)
 	if err != nil && ctx.Err() == nil && lease.Died() {
-		err = fmt.Errorf("the builder died twice in this build: if the build takes much memory, raise builder.memory: %w", err)
+		err = fmt.Errorf("the builder has ended twice in this build: if the build takes much memory, raise builder.memory: %w", err)
 	}
 	return exit, err
 }
