@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"gocloud.dev/blob"
@@ -88,41 +89,44 @@ func (s *Store) writeObject(ctx context.Context, path string, content []byte) er
 // byte, the bucket's client has tried again already.
 const getTries = 3
 
-// get reads a chunk of a size into plain, which has room for it.
-func (s *Store) get(ctx context.Context, c chunk, size int, plain []byte) (_ []byte, err error) {
-	var packed []byte
+// get reads a chunk of a size into b.plain, which has room for it.
+func (s *Store) get(ctx context.Context, c chunk, size int, b *buffers) (err error) {
 	for range getTries {
-		packed, err = s.readChunk(ctx, c)
+		err = s.readChunk(ctx, c, b)
 		if err == nil || errors.Is(err, ErrDamaged) || ctx.Err() != nil {
 			break
 		}
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	plain, err = s.dec.DecodeAll(packed, plain[:0:min(cap(plain), size)])
+	plain, err := s.dec.DecodeAll(b.packed, b.plain[:0:size])
 	if err != nil || len(plain) != size || sha256.Sum256(plain) != c.digest {
-		return nil, fmt.Errorf("%w: chunk %s has other bytes", ErrDamaged, c.digest)
+		return fmt.Errorf("%w: chunk %s has other bytes", ErrDamaged, c.digest)
 	}
-	return plain, nil
+	b.plain = b.plain[:size]
+	return nil
 }
 
-// readChunk reads a chunk as it is stored.
-func (s *Store) readChunk(ctx context.Context, c chunk) ([]byte, error) {
+// buffers are those of one chunk.
+type buffers struct{ plain, packed []byte }
+
+// readChunk reads a chunk as it is stored into b.packed.
+func (s *Store) readChunk(ctx context.Context, c chunk, b *buffers) error {
 	r, err := s.bucket.NewReader(ctx, c.path(), nil)
 	if gcerrors.Code(err) == gcerrors.NotFound {
-		return nil, fmt.Errorf("%w: chunk %s is missing", ErrDamaged, c.digest)
+		return fmt.Errorf("%w: chunk %s is missing", ErrDamaged, c.digest)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = r.Close() }()
 	if r.Size() < 0 || r.Size() > maxChunk+maxChunk/8+1024 {
-		return nil, fmt.Errorf("%w: chunk %s has %d bytes", ErrDamaged, c.digest, r.Size())
+		return fmt.Errorf("%w: chunk %s has %d bytes", ErrDamaged, c.digest, r.Size())
 	}
-	packed := make([]byte, r.Size())
-	_, err = io.ReadFull(r, packed)
-	return packed, err
+	b.packed = slices.Grow(b.packed[:0], int(r.Size()))[:r.Size()]
+	_, err = io.ReadFull(r, b.packed)
+	return err
 }
 
 // pins are the chunks that saves and restores under way need, and that are not collected.

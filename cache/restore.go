@@ -54,21 +54,22 @@ type Reader struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	ahead  chan chan fetched // in the order of the entry
-	spare  chan []byte
+	spare  chan *buffers
 	done   sync.WaitGroup
 
-	rest, buf []byte
-	err       error
+	rest []byte
+	held *buffers // of which rest is
+	err  error
 }
 
 type fetched struct {
-	plain, buf []byte
-	err        error
+	*buffers
+	err error
 }
 
 // Open opens an entry that Find or Lookup has returned. The caller closes the reader.
 func (s *Store) Open(ctx context.Context, e *Entry) *Reader {
-	r := &Reader{store: s, entry: e, ahead: make(chan chan fetched, s.workers+1), spare: make(chan []byte, s.workers+1)}
+	r := &Reader{store: s, entry: e, ahead: make(chan chan fetched, s.workers+1), spare: make(chan *buffers, s.workers+1)}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	r.pinned = e.chunks()
 	for _, c := range r.pinned {
@@ -78,7 +79,7 @@ func (s *Store) Open(ctx context.Context, e *Entry) *Reader {
 	s.inUse[e.path]++
 	s.mu.Unlock()
 	for range s.workers + 1 {
-		r.spare <- nil
+		r.spare <- &buffers{}
 	}
 	r.done.Go(r.fetch)
 	return r
@@ -88,20 +89,19 @@ func (s *Store) Open(ctx context.Context, e *Entry) *Reader {
 func (r *Reader) fetch() {
 	defer close(r.ahead)
 	for i, p := range r.entry.Chunks {
-		var buf []byte
+		var b *buffers
 		select {
-		case buf = <-r.spare:
+		case b = <-r.spare:
 		case <-r.ctx.Done():
 			return
 		}
-		if cap(buf) < p.Bytes {
-			buf = make([]byte, 0, max(p.Bytes, meanChunk))
+		if cap(b.plain) < p.Bytes {
+			b.plain = make([]byte, 0, max(p.Bytes, meanChunk))
 		}
 		future := make(chan fetched, 1)
 		r.ahead <- future // has room for as many as there are buffers
 		r.done.Go(func() {
-			plain, err := r.store.get(r.ctx, r.pinned[i], p.Bytes, buf)
-			future <- fetched{plain, buf, err}
+			future <- fetched{b, r.store.get(r.ctx, r.pinned[i], p.Bytes, b)}
 		})
 	}
 }
@@ -118,9 +118,9 @@ func (r *Reader) Read(p []byte) (int, error) {
 // more reports whether there is a rest, which it fetches if need be.
 func (r *Reader) more() bool {
 	for len(r.rest) == 0 && r.err == nil {
-		if r.buf != nil {
-			r.spare <- r.buf
-			r.buf = nil
+		if r.held != nil {
+			r.spare <- r.held
+			r.held = nil
 		}
 		r.next()
 	}
@@ -152,7 +152,7 @@ func (r *Reader) next() {
 	}
 	got := <-future
 	if got.err == nil {
-		r.buf, r.rest = got.buf, got.plain
+		r.held, r.rest = got.buffers, got.plain
 		return
 	}
 	if r.err = got.err; r.ctx.Err() != nil {
