@@ -39,7 +39,7 @@ func (r *Registry) Preload(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("preload images from %s: %w", dir, err)
 	}
-	l := loader{root: r.root, handler: r.Handler(), client: remote.WithTransport(inProcess{r.Handler()})}
+	l := loader{root: r.root, handler: r.Handler(), client: remote.WithTransport(inProcess{r.Handler()}), adopt: r.owners.adopt}
 	var failed []error
 	for _, d := range m.Manifests {
 		if err := l.load(ctx, index, d); err != nil {
@@ -53,11 +53,15 @@ type loader struct {
 	root    string
 	handler http.Handler
 	client  remote.Option
+	adopt   func(repository string) error
 }
 
 func (l loader) load(ctx context.Context, index v1.ImageIndex, d v1.Descriptor) error {
 	repository, tag, err := place(d.Annotations[imagespec.AnnotationRefName])
 	if err != nil {
+		return err
+	}
+	if err := l.adopt(repository); err != nil {
 		return err
 	}
 	to, err := name.NewTag(host+"/"+repository+":"+tag, name.StrictValidation)

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -19,6 +20,8 @@ import (
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the storage named below
+
+	"github.com/runnerd/runnerd/scope"
 )
 
 // ErrClosed is what requests and calls after Close get.
@@ -31,13 +34,21 @@ type Config struct {
 	// Log gets the registry's warnings and errors; nil discards them. Refused requests, such as one for
 	// an image that is not there, are the client's and are not logged above debug.
 	Log *slog.Logger
+	// Who says whose job an address is; false: nobody's. The loopback is the operator's. nil: everybody is the
+	// operator.
+	Who func(netip.Addr) (scope.Scope, bool)
+	// Shared are patterns (path.Match) of repositories that trusted jobs push and all projects may read.
+	Shared []string
 }
 
 // Registry serves the images in one directory. Make one with New; its methods may be called concurrently.
 type Registry struct {
-	root string
-	app  *handlers.App
-	log  *logSink
+	root   string
+	app    *handlers.App
+	log    *logSink
+	who    func(netip.Addr) (scope.Scope, bool)
+	shared []string
+	owners *owners
 
 	mu       sync.Mutex
 	closed   bool
@@ -70,8 +81,11 @@ func New(ctx context.Context, c Config) (_ *Registry, err error) {
 			err = fmt.Errorf("open registry in %s: %v", root, p)
 		}
 	}()
-	app := handlers.NewApp(sink.context(context.WithoutCancel(ctx)), settings(root))
-	r := &Registry{root: root, app: app, log: sink, purged: make(chan struct{})}
+	r := &Registry{root: root, log: sink, who: c.Who, shared: c.Shared, purged: make(chan struct{})}
+	if r.owners, err = openOwners(filepath.Join(root, "owners"), r.empty); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	r.app = handlers.NewApp(sink.context(context.WithoutCancel(ctx)), settings(root))
 	var purging context.Context
 	purging, r.stopPurge = context.WithCancel(context.WithoutCancel(ctx))
 	go r.purge(purging)
@@ -94,7 +108,7 @@ func settings(root string) *configuration.Configuration {
 }
 
 // Handler is the registry's HTTP API, the OCI distribution specification's /v2/. It asks for no
-// credentials: who may reach it may push and delete.
+// credentials: the address that a connection comes from says who asks (Config.Who).
 func (r *Registry) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if !r.begin() {
@@ -102,7 +116,7 @@ func (r *Registry) Handler() http.Handler {
 			return
 		}
 		defer r.requests.Done()
-		r.app.ServeHTTP(w, req.WithContext(r.log.context(req.Context())))
+		r.guard(w, req.WithContext(r.log.context(req.Context())))
 	})
 }
 

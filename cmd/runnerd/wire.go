@@ -43,6 +43,7 @@ type assembly struct {
 	port     int // of the registry
 	registry *registry.Registry
 	driver   *container.Driver
+	scopes   scopes
 	drivers  map[sandbox.Kind]sandbox.Driver
 	workers  *buildkit.Workers
 	pool     *sandbox.Pool
@@ -100,7 +101,9 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("registry.address: %w", err)
 	}
-	if a.registry, err = registry.New(ctx, registry.Config{Root: c.Registry.Root, Log: a.log.With("component", "registry")}); err != nil {
+	if a.registry, err = registry.New(ctx, registry.Config{
+		Root: c.Registry.Root, Log: a.log.With("component", "registry"), Who: a.scopes.who, Shared: c.Registry.Shared,
+	}); err != nil {
 		return err
 	}
 	a.later(func(context.Context) error { return a.registry.Close() })
@@ -154,6 +157,7 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	a.scopes.driver.Store(a.driver)
 	a.later(a.driver.Close)
 	a.drivers = map[sandbox.Kind]sandbox.Driver{
 		sandbox.Container: a.driver,
@@ -259,6 +263,7 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		return nil, err
 	}
 	if j.Kind == api.KindBuild {
+		a.scopes.set(builderID(j.Scope), j.Scope)
 		lease, err := a.workers.Lease(ctx, j.Scope)
 		if err != nil {
 			return nil, err // not a nil *Lease in an interface
@@ -267,9 +272,15 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 	}
 	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Env: j.Env, Limits: j.Limits}
 	if sb, ok := a.pool.Take(j.Nesting, spec); ok {
-		return sb, nil
+		return a.scopes.owned(sb, j.Scope), nil
 	}
-	return a.start(ctx, j.Nesting, spec)
+	a.scopes.set(j.ID, j.Scope)
+	sb, err := a.start(ctx, j.Nesting, spec)
+	if err != nil {
+		a.scopes.forget(j.ID)
+		return nil, err
+	}
+	return a.scopes.owned(sb, j.Scope), nil
 }
 
 // start starts a sandbox with what all of them have: a workspace that an engine in it sees too, and the

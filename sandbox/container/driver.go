@@ -69,6 +69,7 @@ type Driver struct {
 
 	mu   sync.Mutex
 	live map[string]*Sandbox
+	at   map[netip.Addr]string // the ids of live ones by address
 }
 
 // New makes the machine ready for sandboxes: starts containerd, sets up the network, and removes what an
@@ -79,7 +80,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 		cfg:   cfg,
 		disks: &disks{dir: filepath.Join(cfg.StateDir, "disks"), log: cfg.Log},
 		uids:  newUIDRanges(cfg.FirstUID, cfg.UIDRanges),
-		live:  map[string]*Sandbox{},
+		live:  map[string]*Sandbox{}, at: map[netip.Addr]string{},
 	}
 	if len(cfg.DNS) == 0 {
 		d.cfg.DNS = resolvers()
@@ -146,6 +147,15 @@ func (d *Driver) createRoot() error {
 
 // Gateway is the machine's address as every sandbox sees it.
 func (d *Driver) Gateway() netip.Addr { return d.network.gateway }
+
+// SandboxAt is the id of the sandbox that has an address, for a service of the machine that wants to know who asks:
+// a sandbox can send from no other. It is known before the first process of the sandbox runs.
+func (d *Driver) SandboxAt(addr netip.Addr) (id string, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id, ok = d.at[addr]
+	return id, ok
+}
 
 // MTU is that of the sandboxes' interfaces, in bytes.
 func (d *Driver) MTU() int { return d.network.mtu }

@@ -108,6 +108,9 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := network.Wait(); err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
+	d.at[sb.addr] = spec.ID
+	d.mu.Unlock()
 	if err := sb.writeHosts(); err != nil {
 		return nil, err
 	}
@@ -273,6 +276,11 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 		all.Go(func() { removed[i] = m.remove(ctx) })
 	}
 	if sb.slot != nil {
+		sb.d.mu.Lock()
+		if sb.d.at[sb.addr] == sb.spec.ID {
+			delete(sb.d.at, sb.addr)
+		}
+		sb.d.mu.Unlock()
 		all.Go(func() { removed[len(members)] = sb.d.network.detach(ctx, sb.spec.ID, sb.slot) })
 	}
 	all.Wait()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,6 +80,10 @@ func (c *Config) check() []complaint {
 	k.image("job_image", c.JobImage, true)
 	if _, port, err := net.SplitHostPort(c.Registry.Address); err != nil || port == "" {
 		k.bad("registry.address", "%q is not an address: write it like :5000 or 10.0.0.1:5000", c.Registry.Address)
+	}
+	for i, pattern := range c.Registry.Shared {
+		_, err := path.Match(pattern, "")
+		k.that(err == nil && pattern != "", fmt.Sprintf("registry.shared[%d]", i), "%q is not a pattern", pattern)
 	}
 	k.oneOf("log.format", c.Log.Format, "text", "json")
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")

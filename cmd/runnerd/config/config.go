@@ -164,8 +164,9 @@ type Builder struct {
 
 // Registry is runnerd's own.
 type Registry struct {
-	Address string `yaml:"address" doc:"Where it listens; without a host, on the sandboxes' gateway and the loopback only."`
-	Root    string `yaml:"root" doc:"Where it keeps its blobs. Empty: the directory registry in state_dir."`
+	Address string   `yaml:"address" doc:"Where it listens; without a host, on the sandboxes' gateway and the loopback only."`
+	Root    string   `yaml:"root" doc:"Where it keeps its blobs. Empty: the directory registry in state_dir."`
+	Shared  []string `yaml:"shared" doc:"Repositories that trusted jobs push and jobs of other projects may read, such as base/*: patterns as of path.Match. Empty: projects read their own, and what the machine's operator pushes."`
 }
 
 // Log is runnerd's own.
