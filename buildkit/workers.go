@@ -23,6 +23,8 @@ type WorkersConfig struct {
 	Limits sandbox.Limits // of one worker
 	// Mirror is the registry that images come from, host:port as a sandbox sees it, plain HTTP.
 	Mirror string
+	// MirrorOf are the hosts whose images it has; none: docker.io.
+	MirrorOf []string
 	// Registry is the name under which builds push to and pull from that registry, host:port, and
 	// RegistryAddress the address behind its host.
 	Registry, RegistryAddress string

@@ -151,7 +151,7 @@ func TestAccess(t *testing.T) {
 				if want := slices.Contains(c.read, name); (err == nil) != want {
 					t.Errorf("read: %v, want it to be allowed: %v", err, want)
 				}
-				d := digest(t, img).String()
+				d := digestOf(t, img).String()
 				if code, _ := f.ask(t, http.MethodGet, "/v2/"+c.repository+"/manifests/"+d, ""); (code == http.StatusOK) != slices.Contains(c.read, name) {
 					t.Errorf("read by digest: %d", code)
 				}
@@ -271,13 +271,13 @@ func TestTakeover(t *testing.T) {
 	_ = feed.Close()
 	<-ended
 	for range 2 {
-		if code, _ := trusted.ask(t, http.MethodGet, "/v2/a/app/manifests/"+digest(t, before).String(), ""); code != http.StatusNotFound {
+		if code, _ := trusted.ask(t, http.MethodGet, "/v2/a/app/manifests/"+digestOf(t, before).String(), ""); code != http.StatusNotFound {
 			t.Errorf("what untrusted jobs have pushed is still there: %d", code)
 		}
 		if err := untrusted.push(t, "a/app", before); status(err) != http.StatusForbidden {
 			t.Errorf("an untrusted push afterwards: %v", err)
 		}
-		if code, _ := untrusted.ask(t, http.MethodGet, "/v2/a/app/manifests/"+digest(t, after).String(), ""); code != http.StatusOK {
+		if code, _ := untrusted.ask(t, http.MethodGet, "/v2/a/app/manifests/"+digestOf(t, after).String(), ""); code != http.StatusOK {
 			t.Errorf("an untrusted pull afterwards: %d", code)
 		}
 		if err := r.Close(); err != nil {

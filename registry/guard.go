@@ -1,8 +1,11 @@
 package registry
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -10,9 +13,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/distribution/distribution/v3/registry/api/errcode"
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/distribution/reference"
 	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
 )
 
 // maxCatalog is how many repositories one answer lists.
@@ -50,18 +55,47 @@ func (r *Registry) guard(w http.ResponseWriter, req *http.Request) {
 		r.app.ServeHTTP(w, req)
 	case to.name == v2.RouteNameCatalog:
 		r.catalog(w, req, a)
+	case reads(req.Method) && r.namespace(req) != "":
+		r.mirrored(w, req, a, to, r.namespace(req))
 	case reads(req.Method) && to.name != v2.RouteNameBlobUpload && to.name != v2.RouteNameBlobUploadChunk:
 		if err := r.mayRead(a, to.repository); err != nil {
 			refuse(w, err)
 			return
 		}
-		r.app.ServeHTTP(w, req)
+		r.read(w, req, to)
 	default:
 		r.write(w, req, a, to)
 	}
 }
 
 func reads(method string) bool { return method == http.MethodGet || method == http.MethodHead }
+
+// read answers a read of what a repository holds.
+func (r *Registry) read(w http.ResponseWriter, req *http.Request, to route) {
+	if to.name == v2.RouteNameBlob || to.name == v2.RouteNameManifest {
+		r.lease(digest.Digest(to.digest))
+		if !r.has(req.Context(), to) {
+			r.reload(req.Context(), to.repository)
+		}
+	}
+	r.serve(w, req, to)
+}
+
+// serve lets distribution answer a read as if it had been for to.
+func (r *Registry) serve(w http.ResponseWriter, req *http.Request, to route) {
+	in := req.Clone(req.Context())
+	switch to.name {
+	case v2.RouteNameBlob:
+		in.URL.Path = "/v2/" + to.repository + "/blobs/" + to.digest
+	case v2.RouteNameManifest:
+		in.URL.Path = "/v2/" + to.repository + "/manifests/" + to.reference
+	}
+	in.URL.RawPath = ""
+	r.app.ServeHTTP(w, in)
+	if d := digest.Digest(w.Header().Get("Docker-Content-Digest")); to.name == v2.RouteNameManifest && d.Validate() == nil {
+		r.uses.add(entryID(to.repository, d))
+	}
+}
 
 // write lets a write through, and makes a repository the writer's that was nobody's.
 func (r *Registry) write(w http.ResponseWriter, req *http.Request, a actor, to route) {
@@ -81,10 +115,28 @@ func (r *Registry) write(w http.ResponseWriter, req *http.Request, a actor, to r
 		return
 	}
 	defer end()
-	if to.name == v2.RouteNameBlobUpload {
+	req = req.WithContext(ctx)
+	switch to.name {
+	case v2.RouteNameBlobUpload:
 		r.checkMount(req, a)
+		r.lease(digest.Digest(req.URL.Query().Get("mount")))
+	case v2.RouteNameBlobUploadChunk:
+		r.lease(digest.Digest(req.URL.Query().Get("digest")))
+	case v2.RouteNameManifest:
+		text, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxManifest)) // nobody waits for a slow client below
+		if err != nil {
+			_ = errcode.ServeJSON(w, errcode.ErrorCodeManifestInvalid.WithMessage(err.Error()))
+			return
+		}
+		req.Body = io.NopCloser(bytes.NewReader(text))
+		r.collecting.RLock()
+		defer r.collecting.RUnlock()
+		if ctx.Err() != nil {
+			refuse(w, context.Cause(ctx))
+			return
+		}
 	}
-	r.app.ServeHTTP(w, req.WithContext(ctx))
+	r.app.ServeHTTP(w, req)
 }
 
 // checkMount takes out of the beginning of an upload that it copies a blob from a repository which may not be read:

@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -101,8 +103,37 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("registry.address: %w", err)
 	}
+	hosts := []string{host}
+	if host == "" {
+		hosts = []string{"127.0.0.1", c.Network.Subnet.Masked().Addr().Next().String()}
+	}
+	// The gateway's address may come later than the socket.
+	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		}), err)
+	}}
+	var listeners []net.Listener
+	for _, host := range hosts {
+		l, err := listen.Listen(ctx, "tcp", net.JoinHostPort(host, port))
+		if err != nil {
+			return fmt.Errorf("open the registry: %w: stop who has the port or set registry.address", err)
+		}
+		a.port = l.Addr().(*net.TCPAddr).Port
+		port = strconv.Itoa(a.port)
+		a.later(func(context.Context) error { _ = l.Close(); return nil }) // if it is not served
+		listeners = append(listeners, l)
+	}
+	upstreams, err := upstreams(c.Registry.Mirror)
+	if err != nil {
+		return err
+	}
+	gateway := net.JoinHostPort(c.Network.Subnet.Masked().Addr().Next().String(), port)
 	if a.registry, err = registry.New(ctx, registry.Config{
 		Root: c.Registry.Root, Log: a.log.With("component", "registry"), Who: a.scopes.who, Shared: c.Registry.Shared,
+		Names: []string{registryName, "127.0.0.1:" + port, "localhost:" + port, gateway}, MirrorAt: []string{gateway},
+		Upstreams: upstreams, Refresh: time.Duration(c.Registry.Mirror.Refresh),
 	}); err != nil {
 		return err
 	}
@@ -112,10 +143,6 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 			return err
 		}
 	}
-	hosts := []string{host}
-	if host == "" {
-		hosts = []string{"127.0.0.1", c.Network.Subnet.Masked().Addr().Next().String()}
-	}
 	server := &http.Server{Handler: a.registry.Handler(), ReadHeaderTimeout: 10 * time.Second}
 	a.later(func(ctx context.Context) error {
 		if err := server.Shutdown(ctx); err != nil {
@@ -123,23 +150,38 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 		}
 		return nil
 	})
-	// The gateway's address may come later than the socket.
-	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		return errors.Join(c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
-		}), err)
-	}}
-	for _, host := range hosts {
-		l, err := listen.Listen(ctx, "tcp", net.JoinHostPort(host, port))
-		if err != nil {
-			return fmt.Errorf("open the registry: %w: stop who has the port or set registry.address", err)
-		}
-		a.port = l.Addr().(*net.TCPAddr).Port
-		port = strconv.Itoa(a.port)
+	for _, l := range listeners {
 		go func() { _ = server.Serve(l) }()
 	}
 	return nil
+}
+
+// upstreams are those that are configured, with their passwords.
+func upstreams(m config.Mirror) ([]registry.Upstream, error) {
+	var all []registry.Upstream
+	for _, u := range m.Upstreams {
+		up := registry.Upstream{Host: u.Host, URL: u.URL, Username: u.Username}
+		if u.PasswordFile != "" {
+			text, err := os.ReadFile(u.PasswordFile)
+			if err != nil {
+				return nil, fmt.Errorf("registry.mirror.upstreams: the password for %s: %w", u.Host, err)
+			}
+			up.Password = strings.TrimSpace(string(text))
+		}
+		all = append(all, up)
+	}
+	return all, nil
+}
+
+// upstreamHosts are the registries whose images are asked for at our own.
+func upstreamHosts(m config.Mirror) []string {
+	hosts := []string{"docker.io"} // where preloaded images are, too
+	for _, u := range m.Upstreams {
+		if !slices.Contains(hosts, u.Host) {
+			hosts = append(hosts, u.Host)
+		}
+	}
+	return hosts
 }
 
 func (a *assembly) startDrivers(ctx context.Context) (err error) {
@@ -162,7 +204,8 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	a.drivers = map[sandbox.Kind]sandbox.Driver{
 		sandbox.Container: a.driver,
 		sandbox.DinD: dind.New(dind.Config{
-			Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), Registries: []string{a.registryHost()},
+			Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
+			Registries: []string{a.registryHost()},
 			Log: a.log.With("component", "dind"),
 		}),
 	}
@@ -182,7 +225,7 @@ func (a *assembly) startBuilders(context.Context) error {
 		Open:   a.driver.StartEngine,
 		Image:  b.Image,
 		Limits: sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: a.config.Limits.Max.PIDs, Disk: int64(b.Disk), Inodes: a.config.Limits.Max.Inodes},
-		Mirror: a.mirror(), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
+		Mirror: a.mirror(), MirrorOf: upstreamHosts(a.config.Registry.Mirror), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
 		Insecure: b.Insecure, KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
 	})
 	a.later(func(context.Context) error { a.workers.Close(); return nil })

@@ -167,6 +167,21 @@ type Registry struct {
 	Address string   `yaml:"address" doc:"Where it listens; without a host, on the sandboxes' gateway and the loopback only."`
 	Root    string   `yaml:"root" doc:"Where it keeps its blobs. Empty: the directory registry in state_dir."`
 	Shared  []string `yaml:"shared" doc:"Repositories that trusted jobs push and jobs of other projects may read, such as base/*: patterns as of path.Match. Empty: projects read their own, and what the machine's operator pushes."`
+	Mirror  Mirror   `yaml:"mirror" doc:"Other registries, whose images are fetched once and kept. Jobs, builders and engines in sandboxes get them from here."`
+}
+
+// Mirror says which images are fetched from elsewhere.
+type Mirror struct {
+	Upstreams []Upstream `yaml:"upstreams" doc:"The registries. Of others images are pulled, but not kept here. An empty list keeps this machine from asking any."`
+	Refresh   Duration   `yaml:"refresh" doc:"How long what a tag means is taken for known, before its registry is asked again."`
+}
+
+// Upstream is another registry.
+type Upstream struct {
+	Host         string `yaml:"host" doc:"As in the names of images: docker.io, ghcr.io, registry.example.com:5000."`
+	URL          string `yaml:"url" doc:"Where it answers, such as https://registry-1.docker.io. Empty: https:// and the host."`
+	Username     string `yaml:"username" doc:"The operator's there. What is fetched with it, all jobs may use."`
+	PasswordFile string `yaml:"password_file" doc:"A file with its password."`
 }
 
 // Log is runnerd's own.
@@ -197,7 +212,9 @@ func Default() *Config {
 			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
 		}},
 		Builder:      Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
-		Registry:     Registry{Address: ":5000"},
+		Registry: Registry{Address: ":5000", Mirror: Mirror{
+			Upstreams: []Upstream{{Host: "docker.io", URL: "https://registry-1.docker.io"}}, Refresh: Duration(5 * time.Minute),
+		}},
 		SandboxImage: "runnerd/sandbox:latest",
 		JobImage:     "debian:bookworm-slim",
 		Log:          Log{Format: "text", Level: "info"},
@@ -248,6 +265,11 @@ func (c *Config) Resolve() {
 	}
 	if c.Registry.Root == "" {
 		c.Registry.Root = filepath.Join(c.StateDir, "registry")
+	}
+	for i, u := range c.Registry.Mirror.Upstreams {
+		if u.URL == "" {
+			c.Registry.Mirror.Upstreams[i].URL = "https://" + u.Host
+		}
 	}
 	for i := range c.Pool {
 		if c.Pool[i].Image == "" {
