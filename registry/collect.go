@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -66,12 +67,17 @@ func (r *Registry) collect(ctx context.Context) error {
 	ctx = r.log.context(ctx)
 	r.collecting.Lock()
 	defer r.collecting.Unlock()
+	for _, dir := range []string{"repositories", "blobs"} { // where the collector stops if nothing was pushed yet
+		if _, err := os.Stat(filepath.Join(r.root, "docker", "registry", "v2", dir)); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
 	if err := r.dropBroken(ctx); err != nil {
 		return err
 	}
 	err := storage.MarkAndSweep(ctx, sweeper{r.driver, &r.leases, func(d digest.Digest) (os.FileInfo, error) { return os.Stat(r.blobFile(d)) }},
 		r.store, storage.GCOpts{Quiet: true})
-	if err != nil && !isPathNotFound(err) {
+	if err != nil {
 		return fmt.Errorf("collect the registry's garbage: %w", err)
 	}
 	r.leases.mu.Lock()

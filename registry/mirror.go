@@ -94,12 +94,24 @@ func (r *Registry) mirrored(w http.ResponseWriter, req *http.Request, a actor, t
 		_ = errcode.ServeJSON(w, errcode.ErrorCodeNameInvalid.WithMessage(err.Error()))
 		return
 	}
+	cache := req.Header.Get("Cache-Control") // RFC 9111, 5.2.1
+	if strings.Contains(cache, "only-if-cached") {
+		if !r.has(req.Context(), local) {
+			refuse(w, errNobodys)
+			return
+		}
+		r.serve(w, req, local)
+		return
+	}
 	if to.name == v2.RouteNameBlob {
 		r.mirroredBlob(w, req, up, to, local)
 		return
 	}
-	fresh := a.operator && strings.Contains(req.Header.Get("Cache-Control"), "no-cache")
+	fresh := strings.Contains(cache, "no-cache")
 	if err := r.lookUp(req.Context(), up, to, local, fresh); err != nil {
+		if !errors.Is(err, errNotThere) && req.Context().Err() == nil {
+			r.log.to.WarnContext(req.Context(), "an image was not fetched", "component", "registry", "image", up.Host+"/"+to.repository+":"+to.reference, "error", err)
+		}
 		unavailable(w, errcode.ErrorCodeManifestUnknown, err)
 		return
 	}

@@ -75,7 +75,9 @@ func (u *remoteRegistry) count(what string) int64 {
 	return n.(*atomic.Int64).Load()
 }
 
-func (u *remoteRegistry) set(f func(w http.ResponseWriter, req *http.Request) bool) { u.fault.Store(&f) }
+func (u *remoteRegistry) set(f func(w http.ResponseWriter, req *http.Request) bool) {
+	u.fault.Store(&f)
+}
 
 func (u *remoteRegistry) put(t *testing.T, ref string, img v1.Image) {
 	t.Helper()

@@ -43,6 +43,9 @@ func prepare(c *config.Config) func(*runner.Request) error {
 		} else if _, err := reference.ParseNormalizedNamed(r.Image); err != nil {
 			return fmt.Errorf("%w: image %q: %w", api.ErrInvalid, r.Image, err)
 		}
+		if r.Pull == "" {
+			r.Pull = sandbox.PullPolicy(c.PullPolicy)
+		}
 		if r.Timeout == 0 {
 			r.Timeout = runner.Duration(c.Timeout.Default)
 		}

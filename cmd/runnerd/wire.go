@@ -129,10 +129,10 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gateway := net.JoinHostPort(c.Network.Subnet.Masked().Addr().Next().String(), port)
+	gateway := net.JoinHostPort(a.gateway(), port)
 	if a.registry, err = registry.New(ctx, registry.Config{
 		Root: c.Registry.Root, Log: a.log.With("component", "registry"), Who: a.scopes.who, Shared: c.Registry.Shared,
-		Names: []string{registryName, "127.0.0.1:" + port, "localhost:" + port, gateway}, MirrorAt: []string{gateway},
+		Names: a.registryNames(), MirrorAt: []string{gateway},
 		Upstreams: upstreams, Refresh: time.Duration(c.Registry.Mirror.Refresh),
 	}); err != nil {
 		return err
@@ -156,6 +156,18 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 	return nil
 }
 
+// gateway is the machine as sandboxes see it.
+func (a *assembly) gateway() string { return a.config.Network.Subnet.Masked().Addr().Next().String() }
+
+// registryNames are the hosts in the names of images that mean our registry.
+func (a *assembly) registryNames() []string {
+	names := []string{registryName}
+	for _, host := range []string{"127.0.0.1", "localhost", a.gateway()} {
+		names = append(names, net.JoinHostPort(host, strconv.Itoa(a.port)))
+	}
+	return names
+}
+
 // upstreams are those that are configured, with their passwords.
 func upstreams(m config.Mirror) ([]registry.Upstream, error) {
 	var all []registry.Upstream
@@ -171,6 +183,15 @@ func upstreams(m config.Mirror) ([]registry.Upstream, error) {
 		all = append(all, up)
 	}
 	return all, nil
+}
+
+// upstreamURLs are where the configured registries answer, by host.
+func upstreamURLs(m config.Mirror) map[string]string {
+	urls := map[string]string{}
+	for _, u := range m.Upstreams {
+		urls[u.Host] = u.URL
+	}
+	return urls
 }
 
 // upstreamHosts are the registries whose images are asked for at our own.
@@ -192,7 +213,8 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	}
 	a.driver, err = container.New(ctx, container.Config{
 		Name: instanceName(c), StateDir: c.StateDir, RunDir: c.RunDir, EngineDir: a.engines.Dir(), Containerd: c.Containerd.Address,
-		Mirror: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), Subnet: c.Network.Subnet, MTU: c.Network.MTU,
+		Mirror: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), MirrorNames: a.registryNames(),
+		Upstreams: upstreamURLs(c.Registry.Mirror), Insecure: c.Builder.Insecure, Subnet: c.Network.Subnet, MTU: c.Network.MTU,
 		Ports: []int{a.port}, DNS: dns, FirstUID: c.UIDRange.First, UIDRanges: c.UIDRange.Count,
 		Defaults: c.Limits.Default.Limits(), Log: a.log.With("component", "container"),
 	})
@@ -206,7 +228,7 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 		sandbox.DinD: dind.New(dind.Config{
 			Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
 			Registries: []string{a.registryHost()},
-			Log: a.log.With("component", "dind"),
+			Log:        a.log.With("component", "dind"),
 		}),
 	}
 	return nil
@@ -266,6 +288,14 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 			return job, err
 		}
 		job.Steps = []runner.Step{step}
+		c, err := api.ImageCredentials(r, queue.SubmittedSecrets(ctx))
+		if err != nil {
+			return job, err
+		}
+		job.Pull = sandbox.Pull{
+			Policy: r.Pull, Asking: map[string]string{registry.As: registry.AsScope(r.Scope)},
+			Username: c.Username, Password: c.Password,
+		}
 	case api.KindBuild:
 		dir, err := a.spaces.Path(r.Group)
 		if err != nil {
@@ -313,7 +343,12 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Env: j.Env, Limits: j.Limits}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits}
+	if a.pool.Serves(j.Nesting, spec) {
+		if err := a.driver.Authorise(ctx, spec.Image, spec.Pull); err != nil {
+			return nil, err
+		}
+	}
 	if sb, ok := a.pool.Take(j.Nesting, spec); ok {
 		return a.scopes.owned(sb, j.Scope), nil
 	}

@@ -25,7 +25,8 @@ import (
 // cleanupTimeout bounds the removal of one sandbox.
 const cleanupTimeout = 30 * time.Second
 
-// Config is what a Driver needs to know. All fields but Containerd, MTU, Ports and DNS are needed.
+// Config is what a Driver needs to know. All fields but Containerd, MirrorNames, Upstreams,
+// Insecure, MTU, Ports and DNS are needed.
 type Config struct {
 	// Name tells drivers on one machine apart: of the cgroup below the root, of the nftables table.
 	Name string
@@ -37,8 +38,14 @@ type Config struct {
 	EngineDir string
 	// Containerd is the socket of a containerd to use; empty starts one.
 	Containerd string
-	// Mirror is the registry that all images come from: host:port on this machine, plain HTTP.
-	Mirror string
+	// Mirror is the registry that is asked for all images: host:port on this machine, plain HTTP. MirrorNames are the
+	// hosts, with or without a port, by which the names of images mean it itself.
+	Mirror      string
+	MirrorNames []string
+	// Upstreams are where the registries answer that Mirror fetches images of, by the hosts in the names of images;
+	// Insecure are hosts of others that speak plain HTTP. Without Upstreams no other registry is asked for anything.
+	Upstreams map[string]string
+	Insecure  []string
 	// Subnet is where sandboxes get their addresses from; its first one is the machine.
 	Subnet netip.Prefix
 	// MTU of the sandboxes' interfaces; 0 derives it from the machine's.
@@ -119,7 +126,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	if d.client, err = client.New(socket, client.WithDefaultNamespace(d.namespace())); err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", socket, err)
 	}
-	d.images = newImages(d.client, cfg.Mirror)
+	d.images = newImages(d.client, cfg)
 	if err := d.sweep(ctx); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
@@ -174,8 +181,16 @@ func (d *Driver) Check(ctx context.Context, _ sandbox.Host) error {
 
 // Pull makes an image ready, so that the first sandbox that uses it need not wait for it.
 func (d *Driver) Pull(ctx context.Context, ref string) error {
-	_, err := d.images.get(ctx, ref)
+	_, err := d.images.get(ctx, ref, sandbox.Pull{})
 	return err
+}
+
+// Authorise reports whether one who asks may have an image, for a sandbox that was started with it before they did.
+func (d *Driver) Authorise(ctx context.Context, ref string, how sandbox.Pull) error {
+	if _, err := d.images.find(ctx, ref, how); err != nil {
+		return fmt.Errorf("image %q: %w", ref, err)
+	}
+	return nil
 }
 
 // Close ends all sandboxes, removes the network and stops the containerd that New started.

@@ -93,7 +93,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	defer network.Wait()
 	network.Go(func() (err error) { sb.addr, err = d.network.attach(networkCtx, spec.ID, sb.slot); return err })
 	prepare, prepareCtx := errgroup.WithContext(ctx)
-	prepare.Go(func() (err error) { img, err = d.images.get(d.context(prepareCtx), own.Image); return err })
+	prepare.Go(func() (err error) { img, err = d.images.get(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
 	if err := prepare.Wait(); err != nil {
@@ -204,7 +204,7 @@ func (sb *Sandbox) Listen(ctx context.Context, network, address string) (*os.Fil
 
 // Add starts a companion.
 func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member, error) {
-	img, err := sb.d.images.get(sb.d.context(ctx), c.Image)
+	img, err := sb.d.images.get(ctx, c.Image, sandbox.Pull{})
 	if err != nil {
 		return nil, err
 	}

@@ -87,6 +87,7 @@ func (c *Config) check() []complaint {
 		k.that(err == nil && pattern != "", fmt.Sprintf("registry.shared[%d]", i), "%q is not a pattern", pattern)
 	}
 	k.mirror(c.Registry.Mirror)
+	k.oneOf("pull_policy", c.PullPolicy, string(sandbox.IfNotPresent), string(sandbox.Always), string(sandbox.Never))
 	k.oneOf("log.format", c.Log.Format, "text", "json")
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	return k.out

@@ -44,6 +44,7 @@ type Config struct {
 	Registry     Registry `yaml:"registry" doc:"The registry in runnerd: where images come from and where builds are pushed to."`
 	SandboxImage string   `yaml:"sandbox_image" doc:"The image of engines: dockerd, buildkitd, docker, buildx, git."`
 	JobImage     string   `yaml:"job_image" doc:"The image of a job that names none."`
+	PullPolicy   string   `yaml:"pull_policy" doc:"When an image's registry is asked for it, for a job that does not say. if-not-present: not before registry.mirror.refresh is over. always: each time, and the job fails if it does not answer. never: not at all." enum:"if-not-present,always,never"`
 	Log          Log      `yaml:"log" doc:"What runnerd itself says, on its standard error."`
 }
 
@@ -61,7 +62,7 @@ type Images struct {
 
 // Containerd says which containerd to use.
 type Containerd struct {
-	Address string `yaml:"address" doc:"Its socket. Empty: runnerd starts one of its own, from engines_dir."`
+	Address string `yaml:"address" doc:"Its socket. Empty: runnerd starts one of its own, from engines_dir. Another one needs content_sharing_policy = \"isolated\" of its metadata plugin, or private images of one project may reach another."`
 }
 
 // Network is the sandboxes'.
@@ -211,12 +212,13 @@ func Default() *Config {
 			Machine:                   {sandbox.Container},
 			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
 		}},
-		Builder:      Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
+		Builder: Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
 		Registry: Registry{Address: ":5000", Mirror: Mirror{
 			Upstreams: []Upstream{{Host: "docker.io", URL: "https://registry-1.docker.io"}}, Refresh: Duration(5 * time.Minute),
 		}},
 		SandboxImage: "runnerd/sandbox:latest",
 		JobImage:     "debian:bookworm-slim",
+		PullPolicy:   string(sandbox.IfNotPresent),
 		Log:          Log{Format: "text", Level: "info"},
 	}
 }
