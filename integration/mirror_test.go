@@ -133,7 +133,7 @@ func TestJobImages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := startMirror(t, bin, stateDir(t), fmt.Sprintf("{host: elsewhere.example, url: %q}", e.URL), "capacity: {cpu: 40, memory: 20GiB, jobs: 40}\n")
+	d := startMirror(t, bin, stateDir(t), fmt.Sprintf("{host: elsewhere.example, url: %[1]q}, {host: docker.io, url: %[1]q}", e.URL), "capacity: {cpu: 40, memory: 20GiB, jobs: 40}\n")
 	docker := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", docker)
 	login := func(password string) {
@@ -189,7 +189,7 @@ func TestJobImages(t *testing.T) {
 		refused()
 		logout()
 		// Whoever knows the digest shows it as an image of their own.
-		run(1, "", "--project", "b", "--image", "elsewhere.example/evil/app:1")
+		run(125, "", "--project", "b", "--image", "elsewhere.example/evil/app:1")
 		for _, at := range []string{"registry/docker/registry/v2/repositories/mirror/elsewhere.example/private", "registry/owners"} {
 			if err := filepath.WalkDir(filepath.Join(d.state, at), func(path string, _ os.DirEntry, err error) error {
 				if text, _ := os.ReadFile(path); strings.Contains(string(text), "private/app") {
@@ -238,9 +238,9 @@ func TestJobImages(t *testing.T) {
 		login("s3cret-of-a")
 		run(0, "it ran", "--image", public)
 		run(0, "it ran", "--image", public, "--pull", "never")
-		run(1, "", "--image", public, "--pull", "always")
+		run(125, "does not answer", "--image", public, "--pull", "always")
 		for _, pull := range []string{"if-not-present", "always", "never"} {
-			run(1, "private/app", "--image", private, "--pull", pull)
+			run(125, "private/app", "--image", private, "--pull", pull)
 		}
 	})
 }

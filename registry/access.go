@@ -92,6 +92,9 @@ func (r *Registry) mayRead(a actor, repository string) error {
 	if id, ok := cacheOf(repository); ok {
 		above, hasAbove := a.scope.Above()
 		if id == a.scope.ID() || hasAbove && id == above.ID() {
+			if _, ok := r.owners.of(repository); !ok {
+				return errNobodys
+			}
 			return nil
 		}
 		return denied("%s is the cache of another scope than %s", repository, a)

@@ -28,14 +28,16 @@ type leases struct {
 	all map[string]time.Time // when each ends, by the digest's hexadecimal part
 }
 
-// lease keeps a blob for leaseTime.
+// lease keeps a blob for leaseTime, if it is there: one that comes is kept by its age.
 func (r *Registry) lease(d digest.Digest) {
 	if d.Validate() != nil {
 		return
 	}
 	r.leases.mu.Lock()
 	defer r.leases.mu.Unlock()
-	r.leases.all[d.Encoded()] = time.Now().Add(leaseTime)
+	if _, err := os.Stat(r.blobFile(d)); err == nil {
+		r.leases.all[d.Encoded()] = time.Now().Add(leaseTime)
+	}
 }
 
 // sweeper deletes what distribution's collector finds to be garbage, but for what is leased.

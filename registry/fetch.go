@@ -149,7 +149,6 @@ func (r *Registry) fetchBlob(ctx context.Context, f *fetch, up *upstream, to, lo
 		return err
 	}
 	want := digest.Digest(to.digest)
-	r.lease(want)
 	var upload distribution.BlobWriter
 	defer func() {
 		if err != nil && upload != nil {
@@ -187,11 +186,10 @@ func (r *Registry) fetchBlob(ctx context.Context, f *fetch, up *upstream, to, lo
 	if upload == nil {
 		return fmt.Errorf("%s sends an empty blob for %s: %w", up.URL, want, errNotThere)
 	}
-	r.lease(want)
 	if _, err = upload.Commit(ctx, imagespec.Descriptor{Digest: want}); err != nil {
 		return fmt.Errorf("the blob of %s/%s is not what its digest %s says: %w", up.Host, to.repository, want, err)
 	}
-	r.forgetBlob(want)
+	r.lease(want)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -137,6 +138,13 @@ func (s store) Remove(ctx context.Context, ids []string) (int64, error) {
 	removable := map[string]bool{}
 	for _, e := range entries {
 		removable[e.ID] = !e.InUse
+	}
+	for _, e := range entries {
+		if !removable[e.ID] || !slices.Contains(ids, e.ID) { // it stays, and what it is made of
+			for _, need := range e.Needs {
+				removable[need] = false
+			}
+		}
 	}
 	var errs []error
 	for _, id := range ids {
