@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -93,6 +94,9 @@ func (w *worker) start(ctx context.Context, cfg WorkersConfig, spec sandbox.Spec
 	spec.Volumes = map[string]string{StateVolume: StatePath}
 	if host, _, err := net.SplitHostPort(cfg.Registry); err == nil {
 		spec.Hosts = map[string]string{host: cfg.RegistryAddress}
+	}
+	if cfg.Owner != nil {
+		cfg.Owner(spec.ID, w.scope)
 	}
 	sb, err := cfg.Open(ctx, spec)
 	if err != nil {
@@ -234,12 +238,25 @@ insecure-entitlements = []
 		text += fmt.Sprintf("  max-parallelism = %d\n", cfg.MaxParallelism)
 	}
 	if cfg.Mirror != "" {
-		text += fmt.Sprintf("[registry.\"docker.io\"]\n  mirrors = [%q]\n[registry.%q]\n  http = true\n", cfg.Mirror, cfg.Mirror)
+		of := cfg.MirrorOf
+		if len(of) == 0 {
+			of = []string{"docker.io"}
+		}
+		for _, host := range of {
+			text += fmt.Sprintf("[registry.%q]\n  mirrors = [%q]\n", host, cfg.Mirror)
+			if slices.Contains(cfg.Insecure, host) {
+				text += "  http = true\n"
+			}
+		}
+		text += fmt.Sprintf("[registry.%q]\n  http = true\n", cfg.Mirror)
 	}
 	if cfg.Registry != "" && cfg.Registry != cfg.Mirror {
 		text += fmt.Sprintf("[registry.%q]\n  http = true\n", cfg.Registry)
 	}
 	for _, host := range cfg.Insecure {
+		if cfg.Mirror != "" && slices.Contains(cfg.MirrorOf, host) { // it is above
+			continue
+		}
 		text += fmt.Sprintf("[registry.%q]\n  http = true\n", host)
 	}
 	return text

@@ -18,11 +18,15 @@ import (
 type WorkersConfig struct {
 	// Open starts a sandbox whose own container is root of its user namespace, for an engine.
 	Open func(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error)
+	// Owner is told whose a sandbox is before it is opened, by its id; may be nil.
+	Owner func(id string, of scope.Scope)
 	// Image holds buildkitd and what it needs.
 	Image  string
 	Limits sandbox.Limits // of one worker
 	// Mirror is the registry that images come from, host:port as a sandbox sees it, plain HTTP.
 	Mirror string
+	// MirrorOf are the hosts whose images it has; none: docker.io.
+	MirrorOf []string
 	// Registry is the name under which builds push to and pull from that registry, host:port, and
 	// RegistryAddress the address behind its host.
 	Registry, RegistryAddress string

@@ -18,9 +18,9 @@ import (
 // Saved says what a save has done.
 type Saved struct {
 	ID       string // of the entry
-	Bytes    int64 // of the stream
-	NewBytes int64 // of it, in chunks that were not there
-	Written  int64 // what these take, compressed
+	Bytes    int64  // of the stream
+	NewBytes int64  // of it, in chunks that were not there
+	Written  int64  // what these take, compressed
 }
 
 // Save stores a stream as owner's entry of a key, in the place of the one that there may be. There is no entry

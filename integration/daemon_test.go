@@ -77,8 +77,14 @@ func startDaemon(t *testing.T, config string) *daemon {
 
 func startDaemonIn(t *testing.T, bin, state, config string) *daemon {
 	t.Helper()
+	return startMirror(t, bin, state, "", config)
+}
+
+// startMirror starts a daemon that mirrors upstreams, in YAML; no test asks a registry of the outside.
+func startMirror(t *testing.T, bin, state, upstreams, config string) *daemon {
+	t.Helper()
 	file := filepath.Join(state, "runnerd.yaml")
-	text := "network: {subnet: 10.214.0.0/16}\nuid_range: {first: 1342177280}\nregistry: {address: \":0\"}\ndrain: 2s\n" + config
+	text := "network: {subnet: 10.214.0.0/16}\nuid_range: {first: 1342177280}\nregistry: {address: \":0\", mirror: {upstreams: [" + upstreams + "]}}\ndrain: 2s\n" + config
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

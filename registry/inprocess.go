@@ -12,7 +12,7 @@ type inProcess struct{ to http.Handler }
 
 func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	in := req.Clone(req.Context())
-	in.RequestURI = req.URL.RequestURI()
+	in.RequestURI, in.RemoteAddr = req.URL.RequestURI(), "127.0.0.1:0" // the operator's
 	if in.Host == "" {
 		in.Host = req.URL.Host
 	}

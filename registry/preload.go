@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -39,7 +41,8 @@ func (r *Registry) Preload(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("preload images from %s: %w", dir, err)
 	}
-	l := loader{root: r.root, handler: r.Handler(), client: remote.WithTransport(inProcess{r.Handler()})}
+	r.layouts.add(dir)
+	l := loader{root: r.root, handler: r.Handler(), client: remote.WithTransport(inProcess{r.Handler()}), adopt: r.owners.adopt}
 	var failed []error
 	for _, d := range m.Manifests {
 		if err := l.load(ctx, index, d); err != nil {
@@ -49,15 +52,52 @@ func (r *Registry) Preload(ctx context.Context, dir string) error {
 	return errors.Join(failed...)
 }
 
+// layouts are the directories of what was preloaded.
+type layouts struct {
+	mu      sync.Mutex
+	dirs    []string
+	damaged bool // something was found to be corrupted since they were loaded
+}
+
+func (l *layouts) add(dir string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Contains(l.dirs, dir) {
+		l.dirs = append(l.dirs, dir)
+	}
+}
+
+// reload puts what was preloaded into the registry again, if something of the operator's was found to be corrupted.
+func (r *Registry) reload(ctx context.Context, repository string) {
+	l := &r.layouts
+	l.mu.Lock()
+	damaged, dirs := l.damaged, slices.Clone(l.dirs)
+	if o, ok := r.owners.of(repository); !damaged || !ok || !o.Operator {
+		l.mu.Unlock()
+		return
+	}
+	l.damaged = false
+	l.mu.Unlock()
+	for _, dir := range dirs {
+		if err := r.Preload(ctx, dir); err != nil {
+			r.log.to.ErrorContext(ctx, "images were not loaded again", "component", "registry", "error", err)
+		}
+	}
+}
+
 type loader struct {
 	root    string
 	handler http.Handler
 	client  remote.Option
+	adopt   func(repository string) error
 }
 
 func (l loader) load(ctx context.Context, index v1.ImageIndex, d v1.Descriptor) error {
 	repository, tag, err := place(d.Annotations[imagespec.AnnotationRefName])
 	if err != nil {
+		return err
+	}
+	if err := l.adopt(repository); err != nil {
 		return err
 	}
 	to, err := name.NewTag(host+"/"+repository+":"+tag, name.StrictValidation)

@@ -15,23 +15,32 @@ import (
 const (
 	uploadAge  = 24 * time.Hour
 	purgeEvery = 24 * time.Hour
+	flushEvery = 5 * time.Minute // of when images were used
 )
 
 // purge deletes uploads that nobody finished, now and every day. distribution could do it, but tells so in
 // a logger that is not ours to set.
 func (r *Registry) purge(ctx context.Context) {
 	defer close(r.purged)
-	every := time.NewTicker(purgeEvery)
+	every, flush := time.NewTicker(purgeEvery), time.NewTicker(flushEvery)
 	defer every.Stop()
+	defer flush.Stop()
 	for {
 		err := purgeUploads(ctx, r.root, time.Now().Add(-uploadAge))
 		if err != nil && ctx.Err() == nil {
 			r.log.to.WarnContext(ctx, "unfinished uploads not deleted", "component", "registry", "error", err)
 		}
-		select {
-		case <-every.C:
-		case <-ctx.Done():
-			return
+		for due := false; !due; {
+			select {
+			case <-every.C:
+				due = true
+			case <-flush.C:
+				if err := r.uses.flush(); err != nil {
+					r.log.to.WarnContext(ctx, "not written", "component", "registry", "error", err)
+				}
+			case <-ctx.Done():
+				return
+			}
 		}
 	}
 }

@@ -11,18 +11,29 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"sync"
+	"time"
 
+	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the storage named below
+	"github.com/distribution/distribution/v3/registry/storage"
+	storagedriver "github.com/distribution/distribution/v3/registry/storage/driver"
+	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // and the storage named below
+	"github.com/opencontainers/go-digest"
+
+	"github.com/runnerd/runnerd/scope"
 )
 
 // ErrClosed is what requests and calls after Close get.
 var ErrClosed = errors.New("registry is closed")
+
+// fileThreads bounds how many files are worked on at once, as distribution's own default does.
+const fileThreads = 100
 
 // Config says where a registry keeps its images and to whom it reports.
 type Config struct {
@@ -31,13 +42,39 @@ type Config struct {
 	// Log gets the registry's warnings and errors; nil discards them. Refused requests, such as one for
 	// an image that is not there, are the client's and are not logged above debug.
 	Log *slog.Logger
+	// Who says whose job an address is; false: nobody's. The loopback is the operator's. nil: everybody is the
+	// operator.
+	Who func(netip.Addr) (scope.Scope, bool)
+	// Shared are patterns (path.Match) of repositories that trusted jobs push and all projects may read.
+	Shared []string
+	// Names are the hosts, with or without a port, by which the names of images mean this registry, and MirrorAt the
+	// addresses (host:port) at which clients take it for Docker Hub.
+	Names, MirrorAt []string
+	// Upstreams are the registries whose images are fetched when they are asked for, and Refresh how long what a tag of
+	// theirs means is taken for known.
+	Upstreams []Upstream
+	Refresh   time.Duration
 }
 
 // Registry serves the images in one directory. Make one with New; its methods may be called concurrently.
 type Registry struct {
-	root string
-	app  *handlers.App
-	log  *logSink
+	root   string
+	app    *handlers.App
+	log    *logSink
+	who    func(netip.Addr) (scope.Scope, bool)
+	shared []string
+	owners *owners
+	uses   *uses
+
+	names, mirrorAt []string
+	mirror          *mirror
+
+	driver     storagedriver.StorageDriver
+	store      distribution.Namespace // the same images as app's
+	verified   verified
+	leases     leases
+	collecting sync.RWMutex // held while manifests must not come
+	layouts    layouts
 
 	mu       sync.Mutex
 	closed   bool
@@ -70,8 +107,25 @@ func New(ctx context.Context, c Config) (_ *Registry, err error) {
 			err = fmt.Errorf("open registry in %s: %v", root, p)
 		}
 	}()
-	app := handlers.NewApp(sink.context(context.WithoutCancel(ctx)), settings(root))
-	r := &Registry{root: root, app: app, log: sink, purged: make(chan struct{})}
+	r := &Registry{
+		root: root, log: sink, who: c.Who, shared: c.Shared, names: c.Names, mirrorAt: c.MirrorAt, purged: make(chan struct{}),
+		driver:   filesystem.New(filesystem.DriverParameters{RootDirectory: root, MaxThreads: fileThreads}),
+		verified: verified{blobs: map[digest.Digest]stamp{}}, leases: leases{all: map[string]time.Time{}},
+	}
+	if r.owners, err = openOwners(filepath.Join(root, "owners"), r.empty); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	if r.uses, err = openUses(filepath.Join(root, "uses.json")); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	detached := sink.context(context.WithoutCancel(ctx))
+	if r.store, err = storage.NewRegistry(detached, r.driver, storage.EnableDelete); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	if r.mirror, err = newMirror(detached, c.Upstreams, c.Refresh); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	r.app = handlers.NewApp(detached, settings(root))
 	var purging context.Context
 	purging, r.stopPurge = context.WithCancel(context.WithoutCancel(ctx))
 	go r.purge(purging)
@@ -94,7 +148,7 @@ func settings(root string) *configuration.Configuration {
 }
 
 // Handler is the registry's HTTP API, the OCI distribution specification's /v2/. It asks for no
-// credentials: who may reach it may push and delete.
+// credentials: the address that a connection comes from says who asks (Config.Who).
 func (r *Registry) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if !r.begin() {
@@ -102,7 +156,7 @@ func (r *Registry) Handler() http.Handler {
 			return
 		}
 		defer r.requests.Done()
-		r.app.ServeHTTP(w, req.WithContext(r.log.context(req.Context())))
+		r.guard(w, req.WithContext(r.log.context(req.Context())))
 	})
 }
 
@@ -124,13 +178,15 @@ func (r *Registry) Close() error {
 	closed := r.closed
 	r.closed = true
 	r.mu.Unlock()
+	r.mirror.stop(ErrClosed) // who waits for a fetch need not wait for its end
 	r.requests.Wait()
+	r.mirror.running.Wait()
 	if closed {
 		return nil
 	}
 	r.stopPurge()
 	<-r.purged
-	return errors.Join(r.app.Shutdown(), closeEvents(r.app))
+	return errors.Join(r.uses.flush(), r.app.Shutdown(), closeEvents(r.app))
 }
 
 // closeEvents ends the goroutine that distribution starts for notifications, even without any, and that its

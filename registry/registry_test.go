@@ -55,7 +55,7 @@ func image(t testing.TB) v1.Image {
 	return img
 }
 
-func digest(t testing.TB, img v1.Image) v1.Hash {
+func digestOf(t testing.TB, img v1.Image) v1.Hash {
 	t.Helper()
 	d, err := img.Digest()
 	if err != nil {
@@ -112,10 +112,10 @@ func TestPushPullDelete(t *testing.T) {
 	if err := validate.Image(got); err != nil {
 		t.Error(err)
 	}
-	if d := digest(t, got); d != digest(t, img) {
-		t.Errorf("pulled %s, pushed %s", d, digest(t, img))
+	if d := digestOf(t, got); d != digestOf(t, img) {
+		t.Errorf("pulled %s, pushed %s", d, digestOf(t, img))
 	}
-	if err := remote.Delete(ref.Context().Digest(digest(t, img).String())); err != nil {
+	if err := remote.Delete(ref.Context().Digest(digestOf(t, img).String())); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := remote.Image(ref); status(err) != http.StatusNotFound {
@@ -136,7 +136,7 @@ func TestImagesOutliveTheRegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := remote.Image(tag(t, serve(t, open(t, root, nil))+"/app:v1"))
-	if err != nil || digest(t, got) != digest(t, img) {
+	if err != nil || digestOf(t, got) != digestOf(t, img) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -181,7 +181,7 @@ func TestPreload(t *testing.T) {
 		got, err := remote.Image(tag(t, addr+"/"+at[ref]))
 		if err != nil {
 			t.Errorf("%s: %v", ref, err)
-		} else if digest(t, got) != digest(t, img) {
+		} else if digestOf(t, got) != digestOf(t, img) {
 			t.Errorf("%s: another image", ref)
 		}
 	}
@@ -190,7 +190,7 @@ func TestPreload(t *testing.T) {
 	if err := r.Preload(t.Context(), write(t, map[string]v1.Image{"node": newer})); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := remote.Image(tag(t, addr+"/library/node:latest")); err != nil || digest(t, got) != digest(t, newer) {
+	if got, err := remote.Image(tag(t, addr+"/library/node:latest")); err != nil || digestOf(t, got) != digestOf(t, newer) {
 		t.Errorf("the tag was not moved: %v", err)
 	}
 }

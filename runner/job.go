@@ -23,7 +23,11 @@ type Request struct {
 	Image   string          `json:"image,omitempty"`
 	Env     []string        `json:"env,omitempty"`
 	Limits  sandbox.Limits  `json:"limits"`
-	Timeout Duration        `json:"timeout,omitempty"` // 0: the configured default
+	// Pull says how Image is got; empty: as configured. Registry is the host for which the last two of the submitted
+	// secrets are credentials; see Credentials.
+	Pull     sandbox.PullPolicy `json:"pull,omitempty"`
+	Registry string             `json:"registry,omitempty"`
+	Timeout  Duration           `json:"timeout,omitempty"` // 0: the configured default
 	// Attach makes the job wait for its client and end with it, like a command in a terminal.
 	Attach bool `json:"attach,omitempty"`
 	// Kind says who understands Payload: "script" or "build".
@@ -35,6 +39,8 @@ type Request struct {
 type Job struct {
 	Request
 	Steps []Step
+	// Pull says how the image is got, for whom, and with which credentials, which are kept in memory only.
+	Pull sandbox.Pull
 	// Secrets are masked in everything the job writes. They are kept in memory only.
 	Secrets []string
 }

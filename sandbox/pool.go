@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,6 +90,11 @@ func (p *Pool) Take(n Nesting, s Spec) (Sandbox, bool) {
 		return sb, true
 	}
 	return nil, false
+}
+
+// Serves reports whether Take may return a sandbox for what is asked for.
+func (p *Pool) Serves(n Nesting, s Spec) bool {
+	return slices.ContainsFunc(p.shelves, func(shelf *shelf) bool { return shelf.serves(n, s) })
 }
 
 // serves reports whether a sandbox of this shelf is what n and s ask for.

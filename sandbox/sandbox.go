@@ -39,6 +39,8 @@ type Spec struct {
 	ID string
 	// Image is the reference of the image that the job's processes see as their root file system.
 	Image string
+	// Pull says how the image is got.
+	Pull Pull
 	// Env is added to the image's environment.
 	Env []string
 	// Limits bound what the whole sandbox can use, its engine included.
@@ -81,6 +83,29 @@ type StateDisk struct {
 	Changed time.Time // it was last written
 	InUse   bool
 }
+
+// Pull says how an image is got, and for whom. Who may not have an image does not get it, wherever it lies already.
+type Pull struct {
+	Policy PullPolicy
+	// Asking are headers that tell the machine's registry who asks; none: the machine's operator.
+	Asking map[string]string
+	// Username and Password are for the image's own registry, should the machine's not have the image; an empty
+	// Username makes the Password an identity token.
+	Username, Password string
+}
+
+// PullPolicy says when a registry is asked for an image.
+type PullPolicy string
+
+// The policies. Whether whoever asks may have the image is asked on every use, by each of them.
+const (
+	// IfNotPresent takes what the machine has, once its registry takes it for current. It is the default.
+	IfNotPresent PullPolicy = "if-not-present"
+	// Always asks the image's registry what its tag means now, and fails when that does not answer.
+	Always PullPolicy = "always"
+	// Never takes what the machine has, however old, and downloads nothing.
+	Never PullPolicy = "never"
+)
 
 // Limits bound a sandbox. Zero means the driver's default, never "no limit".
 type Limits struct {

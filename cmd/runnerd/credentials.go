@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/distribution/reference"
 	"github.com/docker/cli/cli/config"
+	"github.com/docker/cli/cli/config/configfile"
 
 	"github.com/runnerd/runnerd/runner/api"
 )
@@ -30,8 +32,28 @@ func (a *app) credentials(ctx context.Context, dir string, b api.Build) (map[str
 	if err != nil {
 		return nil, ctx.Err()
 	}
+	return a.credentialsFor(file, plan.Registries(b.Push)), nil
+}
+
+// imageCredentials are those for the registry of a job's image.
+func (a *app) imageCredentials(image string) (map[string]api.Credentials, error) {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return nil, nil // the daemon says what is wrong with it, or has an image of its own
+	}
+	file, err := config.Load(config.Dir())
+	if err != nil {
+		return nil, fmt.Errorf("read the credentials of docker login: %w", err)
+	}
+	if !file.ContainsAuth() {
+		return nil, nil
+	}
+	return a.credentialsFor(file, []string{reference.Domain(named)}), nil
+}
+
+func (a *app) credentialsFor(file *configfile.ConfigFile, hosts []string) map[string]api.Credentials {
 	out := map[string]api.Credentials{}
-	for _, host := range plan.Registries(b.Push) {
+	for _, host := range hosts {
 		key := host
 		if host == "docker.io" {
 			key = hubKey
@@ -48,5 +70,5 @@ func (a *app) credentials(ctx context.Context, dir string, b api.Build) (map[str
 			out[host] = api.Credentials{Username: auth.Username, Password: auth.Password}
 		}
 	}
-	return out, nil
+	return out
 }

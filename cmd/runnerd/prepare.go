@@ -48,6 +48,9 @@ func prepare(c *config.Config) func(*runner.Request) error {
 				return err
 			}
 		}
+		if r.Pull == "" {
+			r.Pull = sandbox.PullPolicy(c.PullPolicy)
+		}
 		if r.Timeout == 0 {
 			r.Timeout = runner.Duration(c.Timeout.Default)
 		}

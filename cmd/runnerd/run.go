@@ -24,6 +24,7 @@ import (
 
 type runFlags struct {
 	image, sandbox, name     string
+	pull                     string
 	whose                    api.Whose
 	user, workdir            string
 	env, envFiles            []string
@@ -59,6 +60,7 @@ the job.
 	flags := cmd.Flags()
 	flags.SetInterspersed(false)
 	flags.StringVar(&f.image, "image", "", "`IMAGE` of the command's root file system (default: the configured one)")
+	flags.StringVar(&f.pull, "pull", "", "`WHEN` the image's registry is asked for it: if-not-present, always or never (default: the configured policy)")
 	flags.StringVar(&f.sandbox, "sandbox", "container", "`NESTING` of the sandbox: container or container/dind")
 	flags.StringVar(&f.name, "name", "", "`NAME` of the job, for people")
 	whoseFlags(flags, &f.whose)
@@ -80,6 +82,9 @@ func (a *app) run(cmd *cobra.Command, f runFlags, args []string) error {
 	s, err := a.submission(f, args)
 	if err != nil {
 		return usage(err)
+	}
+	if s.Registries, err = a.imageCredentials(s.Image); err != nil {
+		return err
 	}
 	c, err := a.client()
 	if err != nil {
@@ -229,7 +234,7 @@ func (a *app) submission(f runFlags, args []string) (api.Submission, error) {
 		return api.Submission{}, fmt.Errorf("--sandbox: %w", err)
 	}
 	s := api.Submission{
-		Name: f.name, Whose: f.whose, Sandbox: nesting, Image: f.image, Limits: f.limits.limits(),
+		Name: f.name, Whose: f.whose, Sandbox: nesting, Image: f.image, Pull: f.pull, Limits: f.limits.limits(),
 		Timeout: runner.Duration(f.timeout.value), Script: api.Script{Command: args, User: f.user, Dir: f.workdir},
 	}
 	if s.Kept, err = parseKept(f.caches, f.artifacts); err != nil {

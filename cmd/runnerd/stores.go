@@ -27,13 +27,13 @@ func (a *assembly) stores() []budget.Store {
 		a.logs.Budget(),
 		budget.Directories{Label: "outputs", Paths: in("outputs")},       // removed when fetched, or after outputs.keep
 		budget.Directories{Label: "workspaces", Paths: in("workspaces")}, // removed after the build
-		budget.Directories{Label: "queue", Paths: in("queue")},
+		budget.Directories{Label: "journal", Paths: in("queue", "ledger", "builders")},
 	}
 	if a.config.Containerd.Address == "" { // else its images lie we do not know where
 		all = append(all, imageStore{a.driver, in("containerd")[0]})
 	}
 	if budget.SameFileSystem(a.config.StateDir, a.config.Registry.Root) {
-		all = append(all, budget.Directories{Label: "registry", Paths: []string{a.config.Registry.Root}})
+		all = append(all, a.registry.Store())
 	}
 	return all
 }

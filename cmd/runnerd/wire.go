@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -46,6 +48,7 @@ type assembly struct {
 	port     int // of the registry
 	registry *registry.Registry
 	driver   *container.Driver
+	scopes   scopes
 	drivers  map[sandbox.Kind]sandbox.Driver
 	workers  *buildkit.Workers
 	pool     *sandbox.Pool
@@ -108,7 +111,38 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("registry.address: %w", err)
 	}
-	if a.registry, err = registry.New(ctx, registry.Config{Root: c.Registry.Root, Log: a.log.With("component", "registry")}); err != nil {
+	hosts := []string{host}
+	if host == "" {
+		hosts = []string{"127.0.0.1", c.Network.Subnet.Masked().Addr().Next().String()}
+	}
+	// The gateway's address may come later than the socket.
+	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		}), err)
+	}}
+	var listeners []net.Listener
+	for _, host := range hosts {
+		l, err := listen.Listen(ctx, "tcp", net.JoinHostPort(host, port))
+		if err != nil {
+			return fmt.Errorf("open the registry: %w: stop who has the port or set registry.address", err)
+		}
+		a.port = l.Addr().(*net.TCPAddr).Port
+		port = strconv.Itoa(a.port)
+		a.later(func(context.Context) error { _ = l.Close(); return nil }) // if it is not served
+		listeners = append(listeners, l)
+	}
+	upstreams, err := upstreams(c.Registry.Mirror)
+	if err != nil {
+		return err
+	}
+	gateway := net.JoinHostPort(a.gateway(), port)
+	if a.registry, err = registry.New(ctx, registry.Config{
+		Root: c.Registry.Root, Log: a.log.With("component", "registry"), Who: a.scopes.who, Shared: c.Registry.Shared,
+		Names: a.registryNames(), MirrorAt: []string{gateway},
+		Upstreams: upstreams, Refresh: time.Duration(c.Registry.Mirror.Refresh),
+	}); err != nil {
 		return err
 	}
 	a.later(func(context.Context) error { return a.registry.Close() })
@@ -117,10 +151,6 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 			return err
 		}
 	}
-	hosts := []string{host}
-	if host == "" {
-		hosts = []string{"127.0.0.1", c.Network.Subnet.Masked().Addr().Next().String()}
-	}
 	server := &http.Server{Handler: a.registry.Handler(), ReadHeaderTimeout: 10 * time.Second}
 	a.later(func(ctx context.Context) error {
 		if err := server.Shutdown(ctx); err != nil {
@@ -128,23 +158,59 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 		}
 		return nil
 	})
-	// The gateway's address may come later than the socket.
-	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		return errors.Join(c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
-		}), err)
-	}}
-	for _, host := range hosts {
-		l, err := listen.Listen(ctx, "tcp", net.JoinHostPort(host, port))
-		if err != nil {
-			return fmt.Errorf("open the registry: %w: stop who has the port or set registry.address", err)
-		}
-		a.port = l.Addr().(*net.TCPAddr).Port
-		port = strconv.Itoa(a.port)
+	for _, l := range listeners {
 		go func() { _ = server.Serve(l) }()
 	}
 	return nil
+}
+
+// gateway is the machine as sandboxes see it.
+func (a *assembly) gateway() string { return a.config.Network.Subnet.Masked().Addr().Next().String() }
+
+// registryNames are the hosts in the names of images that mean our registry.
+func (a *assembly) registryNames() []string {
+	names := []string{registryName}
+	for _, host := range []string{"127.0.0.1", "localhost", a.gateway()} {
+		names = append(names, net.JoinHostPort(host, strconv.Itoa(a.port)))
+	}
+	return names
+}
+
+// upstreams are those that are configured, with their passwords.
+func upstreams(m config.Mirror) ([]registry.Upstream, error) {
+	var all []registry.Upstream
+	for _, u := range m.Upstreams {
+		up := registry.Upstream{Host: u.Host, URL: u.URL, Username: u.Username}
+		if u.PasswordFile != "" {
+			text, err := os.ReadFile(u.PasswordFile)
+			if err != nil {
+				return nil, fmt.Errorf("registry.mirror.upstreams: the password for %s: %w", u.Host, err)
+			}
+			up.Password = strings.TrimSpace(string(text))
+		}
+		all = append(all, up)
+	}
+	return all, nil
+}
+
+// upstreamURLs are where the configured registries answer, by host.
+func upstreamURLs(m config.Mirror) map[string]string {
+	urls := map[string]string{}
+	for _, u := range m.Upstreams {
+		urls[u.Host] = u.URL
+	}
+	return urls
+}
+
+// upstreamHosts are the registries whose images are asked for at our own.
+func upstreamHosts(m config.Mirror) []string {
+	hosts := []string{"docker.io"} // where preloaded images are, too
+	for _, u := range m.Upstreams {
+		if !slices.Contains(hosts, u.Host) {
+			hosts = append(hosts, u.Host)
+		}
+	}
+	return hosts
 }
 
 func (a *assembly) startDrivers(ctx context.Context) (err error) {
@@ -155,19 +221,22 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	}
 	a.driver, err = container.New(ctx, container.Config{
 		Name: instanceName(c), StateDir: c.StateDir, RunDir: c.RunDir, EngineDir: a.engines.Dir(), Containerd: c.Containerd.Address,
-		Mirror: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), Subnet: c.Network.Subnet, MTU: c.Network.MTU,
+		Mirror: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), MirrorNames: a.registryNames(),
+		Upstreams: upstreamURLs(c.Registry.Mirror), Insecure: c.Builder.Insecure, Subnet: c.Network.Subnet, MTU: c.Network.MTU,
 		Ports: []int{a.port}, DNS: dns, FirstUID: c.UIDRange.First, UIDRanges: c.UIDRange.Count,
 		Defaults: c.Limits.Default.Limits(), Log: a.log.With("component", "container"),
 	})
 	if err != nil {
 		return err
 	}
+	a.scopes.driver.Store(a.driver)
 	a.later(a.driver.Close)
 	a.drivers = map[sandbox.Kind]sandbox.Driver{
 		sandbox.Container: a.driver,
 		sandbox.DinD: dind.New(dind.Config{
-			Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), Registries: []string{a.registryHost()},
-			Log: a.log.With("component", "dind"),
+			Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
+			Registries: []string{a.registryHost()},
+			Log:        a.log.With("component", "dind"),
 		}),
 	}
 	return nil
@@ -184,10 +253,11 @@ func (a *assembly) startBuilders(context.Context) error {
 	b := a.config.Builder
 	a.workers = buildkit.NewWorkers(buildkit.WorkersConfig{
 		Open:   a.driver.StartEngine,
+		Owner:  a.scopes.set, // of what the registry gives to it
 		Image:  b.Image,
 		Cloner: filepath.Join(a.engines.Dir(), "runnerd-clone"),
 		Limits: sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: a.config.Limits.Max.PIDs, Disk: int64(b.Disk), Inodes: a.config.Limits.Max.Inodes},
-		Mirror: a.mirror(), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
+		Mirror: a.mirror(), MirrorOf: upstreamHosts(a.config.Registry.Mirror), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
 		Insecure: b.Insecure, KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
 		Disks: a.driver, Dir: filepath.Join(a.config.StateDir, "builders"),
 	})
@@ -281,6 +351,14 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 			return job, err
 		}
 		job.Steps = []runner.Step{kept}
+		c, err := api.ImageCredentials(r, queue.SubmittedSecrets(ctx))
+		if err != nil {
+			return job, err
+		}
+		job.Pull = sandbox.Pull{
+			Policy: r.Pull, Asking: map[string]string{registry.As: registry.AsScope(r.Scope)},
+			Username: c.Username, Password: c.Password,
+		}
 	case api.KindBuild:
 		dir, err := a.spaces.Path(r.Group)
 		if err != nil {
@@ -336,11 +414,22 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Env: j.Env, Limits: j.Limits}
-	if sb, ok := a.pool.Take(j.Nesting, spec); ok {
-		return sb, nil
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits}
+	if a.pool.Serves(j.Nesting, spec) {
+		if err := a.driver.Authorise(ctx, spec.Image, spec.Pull); err != nil {
+			return nil, err
+		}
 	}
-	return a.start(ctx, j.Nesting, spec)
+	if sb, ok := a.pool.Take(j.Nesting, spec); ok {
+		return a.scopes.owned(sb, j.Scope), nil
+	}
+	a.scopes.set(j.ID, j.Scope)
+	sb, err := a.start(ctx, j.Nesting, spec)
+	if err != nil {
+		a.scopes.forget(j.ID)
+		return nil, err
+	}
+	return a.scopes.owned(sb, j.Scope), nil
 }
 
 // start starts a sandbox with what all of them have: a workspace that an engine in it sees too, and the

@@ -2,13 +2,16 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/distribution/reference"
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/queue"
@@ -82,19 +85,53 @@ func (s *Server) submit(ctx context.Context, in *body[Submission]) (*body[Job], 
 	}
 	r := runner.Request{
 		ID: newID(), Name: sub.Name, Scope: whose, Nesting: sub.Sandbox, Image: sub.Image, Env: sub.Env,
-		Limits: sub.Limits, Timeout: sub.Timeout, Attach: sub.Attach, Kind: KindScript, Payload: payload,
+		Limits: sub.Limits, Timeout: sub.Timeout, Attach: sub.Attach, Pull: sandbox.PullPolicy(sub.Pull),
+		Kind: KindScript, Payload: payload,
 	}
 	if err := s.cfg.Prepare(&r); err != nil {
 		return nil, problem(err)
 	}
+	secrets := imageSecrets(&r, sub)
 	if r.Attach {
 		s.cfg.Attachments.expect(r.ID, s.cancelFor)
 	}
-	if err := s.cfg.Backend.Submit(ctx, []runner.Request{r}, map[string][]string{r.ID: sub.Secrets}); err != nil {
+	if err := s.cfg.Backend.Submit(ctx, []runner.Request{r}, map[string][]string{r.ID: secrets}); err != nil {
 		s.cfg.Attachments.forget(r.ID)
 		return nil, problem(err)
 	}
 	return s.found(ctx, r.ID)
+}
+
+// imageSecrets are a job's secrets, with the credentials for its image's registry at their end if it has some: as
+// HTTP's basic authentication has them, and the password by itself, so that both are hidden.
+func imageSecrets(r *runner.Request, sub Submission) []string {
+	named, err := reference.ParseNormalizedNamed(r.Image)
+	if err != nil {
+		return sub.Secrets
+	}
+	host := reference.Domain(named)
+	c, ok := sub.Registries[host]
+	if !ok || c.Password == "" {
+		return sub.Secrets
+	}
+	r.Registry = host
+	return append(slices.Clone(sub.Secrets), base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password)), c.Password)
+}
+
+// ImageCredentials are what imageSecrets has put at the end of a job's secrets.
+func ImageCredentials(r runner.Request, secrets []string) (c Credentials, err error) {
+	if r.Registry == "" {
+		return c, nil
+	}
+	if len(secrets) < 2 {
+		return c, fmt.Errorf("the credentials for %s are gone: submit the job again", r.Registry)
+	}
+	basic, err := base64.StdEncoding.DecodeString(secrets[len(secrets)-2])
+	if err != nil {
+		return c, fmt.Errorf("read the credentials for %s: %w", r.Registry, err)
+	}
+	c.Username, c.Password, _ = strings.Cut(string(basic), ":")
+	return c, nil
 }
 
 func checkSubmission(s Submission) error {

@@ -47,14 +47,16 @@ func (w Whose) scope() (scope.Scope, error) {
 type Submission struct {
 	Name string `json:"name,omitempty" maxLength:"200" doc:"For people; the command if empty."`
 	Whose
-	Sandbox sandbox.Nesting `json:"sandbox,omitempty" doc:"The nesting of its sandbox: container (the default) or container/dind."`
-	Image   string          `json:"image,omitempty" maxLength:"500" doc:"Empty: the configured one."`
-	Env     []string        `json:"env,omitempty" maxItems:"10000" doc:"KEY=value, added to the image's."`
-	Limits  sandbox.Limits  `json:"limits,omitzero"`
-	Timeout runner.Duration `json:"timeout,omitempty" doc:"Such as 30m; empty: the configured one."`
-	Attach  bool            `json:"attach,omitempty" doc:"The job waits for a client at /v1/jobs/{id}/attach and ends with it."`
-	Secrets []string        `json:"secrets,omitempty" maxItems:"1000" doc:"Texts to hide in the log. Kept in memory only."`
-	Script  Script          `json:"script"`
+	Sandbox    sandbox.Nesting        `json:"sandbox,omitempty" doc:"The nesting of its sandbox: container (the default) or container/dind."`
+	Image      string                 `json:"image,omitempty" maxLength:"500" doc:"Empty: the configured one."`
+	Env        []string               `json:"env,omitempty" maxItems:"10000" doc:"KEY=value, added to the image's."`
+	Pull       string                 `json:"pull,omitempty" enum:"if-not-present,always,never" doc:"When the image's registry is asked for it; empty: the configured policy. Whether the job may have the image is asked on every use."`
+	Limits     sandbox.Limits         `json:"limits,omitzero"`
+	Timeout    runner.Duration        `json:"timeout,omitempty" doc:"Such as 30m; empty: the configured one."`
+	Attach     bool                   `json:"attach,omitempty" doc:"The job waits for a client at /v1/jobs/{id}/attach and ends with it."`
+	Secrets    []string               `json:"secrets,omitempty" maxItems:"1000" doc:"Texts to hide in the log. Kept in memory only."`
+	Script     Script                 `json:"script"`
+	Registries map[string]Credentials `json:"registries,omitempty" doc:"By host, docker.io for Docker Hub; only those of the image's are used. Kept in memory only, and hidden in logs."`
 	Kept
 }
 

@@ -34,7 +34,7 @@ func startContainerd(ctx context.Context, engineDir, stateDir, runDir string) (*
 	}
 	d := &containerdDaemon{socket: filepath.Join(runDir, "containerd.sock"), exited: make(chan struct{})}
 	config := filepath.Join(runDir, "containerd.toml")
-	// Only what sandboxes use is loaded; metadata is written without fsync, since it is rebuilt from the
+	// What a namespace holds must have come there by itself: see found.namespace. Only what sandboxes use is loaded; metadata is written without fsync, since it is rebuilt from the
 	// registry after a crash of the machine.
 	text := fmt.Sprintf(`version = 3
 root = %q
@@ -52,6 +52,7 @@ disabled_plugins = [
   address = ""
 [plugins."io.containerd.metadata.v1.bolt"]
   no_sync = true
+  content_sharing_policy = "isolated"
 [plugins."io.containerd.snapshotter.v1.overlayfs"]
   sync_remove = false
 `, stateDir, runDir, d.socket)

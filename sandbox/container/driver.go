@@ -25,7 +25,8 @@ import (
 // cleanupTimeout bounds the removal of one sandbox.
 const cleanupTimeout = 30 * time.Second
 
-// Config is what a Driver needs to know. All fields but Containerd, MTU, Ports and DNS are needed.
+// Config is what a Driver needs to know. All fields but Containerd, MirrorNames, Upstreams,
+// Insecure, MTU, Ports and DNS are needed.
 type Config struct {
 	// Name tells drivers on one machine apart: of the cgroup below the root, of the nftables table.
 	Name string
@@ -37,8 +38,14 @@ type Config struct {
 	EngineDir string
 	// Containerd is the socket of a containerd to use; empty starts one.
 	Containerd string
-	// Mirror is the registry that all images come from: host:port on this machine, plain HTTP.
-	Mirror string
+	// Mirror is the registry that is asked for all images: host:port on this machine, plain HTTP. MirrorNames are the
+	// hosts, with or without a port, by which the names of images mean it itself.
+	Mirror      string
+	MirrorNames []string
+	// Upstreams are where the registries answer that Mirror fetches images of, by the hosts in the names of images;
+	// Insecure are hosts of others that speak plain HTTP. Without Upstreams no other registry is asked for anything.
+	Upstreams map[string]string
+	Insecure  []string
 	// Subnet is where sandboxes get their addresses from; its first one is the machine.
 	Subnet netip.Prefix
 	// MTU of the sandboxes' interfaces; 0 derives it from the machine's.
@@ -69,6 +76,7 @@ type Driver struct {
 
 	mu   sync.Mutex
 	live map[string]*Sandbox
+	at   map[netip.Addr]string // the ids of live ones by address
 }
 
 // New makes the machine ready for sandboxes: starts containerd, sets up the network, and removes what an
@@ -79,7 +87,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 		cfg:   cfg,
 		disks: &disks{dir: filepath.Join(cfg.StateDir, "disks"), log: cfg.Log},
 		uids:  newUIDRanges(cfg.FirstUID, cfg.UIDRanges),
-		live:  map[string]*Sandbox{},
+		live:  map[string]*Sandbox{}, at: map[netip.Addr]string{},
 	}
 	if len(cfg.DNS) == 0 {
 		d.cfg.DNS = resolvers()
@@ -118,7 +126,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	if d.client, err = client.New(socket, client.WithDefaultNamespace(d.namespace())); err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", socket, err)
 	}
-	d.images = newImages(d.client, cfg.Mirror)
+	d.images = newImages(d.client, cfg)
 	if err := d.sweep(ctx); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
@@ -147,6 +155,15 @@ func (d *Driver) createRoot() error {
 // Gateway is the machine's address as every sandbox sees it.
 func (d *Driver) Gateway() netip.Addr { return d.network.gateway }
 
+// SandboxAt is the id of the sandbox that has an address, for a service of the machine that wants to know who asks:
+// a sandbox can send from no other. It is known before the first process of the sandbox runs.
+func (d *Driver) SandboxAt(addr netip.Addr) (id string, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id, ok = d.at[addr]
+	return id, ok
+}
+
 // MTU is that of the sandboxes' interfaces, in bytes.
 func (d *Driver) MTU() int { return d.network.mtu }
 
@@ -164,11 +181,19 @@ func (d *Driver) Check(ctx context.Context, _ sandbox.Host) error {
 
 // Pull makes an image ready, so that the first sandbox that uses it need not wait for it.
 func (d *Driver) Pull(ctx context.Context, ref string) error {
-	img, err := d.images.get(d.context(ctx), ref)
+	img, err := d.images.get(ctx, ref, sandbox.Pull{})
 	if err == nil {
 		d.images.release(img)
 	}
 	return err
+}
+
+// Authorise reports whether one who asks may have an image, for a sandbox that was started with it before they did.
+func (d *Driver) Authorise(ctx context.Context, ref string, how sandbox.Pull) error {
+	if _, err := d.images.find(ctx, ref, how); err != nil {
+		return fmt.Errorf("image %q: %w", ref, err)
+	}
+	return nil
 }
 
 // Close ends all sandboxes, removes the network and stops the containerd that New started.

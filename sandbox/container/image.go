@@ -11,10 +11,10 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/singleflight"
@@ -25,68 +25,63 @@ import (
 // snapshotter keeps unpacked layers; a sandbox stacks its own disk on them.
 const snapshotter = "overlayfs"
 
-// images pulls images from the registry and unpacks each once a machine. Their layers are shared by all
-// sandboxes, read-only, with the ids of each sandbox mapped onto them by the mount.
+// images pulls images and unpacks each once a machine. Their layers are shared by all sandboxes, read-only, with the
+// ids of each sandbox mapped onto them by the mount.
 type images struct {
-	client   *client.Client
-	resolver remotes.Resolver
-	pulls    singleflight.Group
+	client *client.Client
+	cfg    Config
+	pulls  singleflight.Group
 
 	// pulling is held shared by pulls, and alone by who removes images.
 	pulling sync.RWMutex
 
 	mu       sync.Mutex
-	unpacked map[string]*image    // by manifest digest
-	used     map[string]*imageUse // by chain id
+	unpacked map[string]*image    // by namespace and manifest digest
+	used     map[string]*imageUse // by image.id
 }
 
 // image is an unpacked image.
 type image struct {
-	chain  string   // the chain id of its layers
+	id     string   // StoredImage.ID
 	layers []string // directories, topmost first, as overlay's lowerdir takes them
 	config ocispec.ImageConfig
 }
 
-// newImages asks the registry at mirror (host:port, plain HTTP, on this machine) for every image,
-// whatever registry its name says: it is the pull-through mirror of them all.
-func newImages(c *client.Client, mirror string) *images {
-	hosts := func(string) ([]docker.RegistryHost, error) {
-		return []docker.RegistryHost{{
-			Host: mirror, Scheme: "http", Path: "/v2",
-			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
-		}}, nil
-	}
-	return &images{
-		client: c, unpacked: map[string]*image{}, used: map[string]*imageUse{},
-		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: hosts}),
-	}
+func newImages(c *client.Client, cfg Config) *images {
+	return &images{client: c, cfg: cfg, unpacked: map[string]*image{}, used: map[string]*imageUse{}}
 }
 
-// get returns the image that ref names now. The name is looked up on every use, so a moved tag is seen and
-// an image that was taken away is not served from the cache. The image is not removed until the caller releases it.
-func (i *images) get(ctx context.Context, ref string) (*image, error) {
-	named, err := reference.ParseDockerRef(ref)
+// found is where an image is that somebody may have.
+type found struct {
+	name     string
+	digest   digest.Digest // of its manifest
+	resolver remotes.Resolver
+	// namespace is containerd's, in which it is kept. containerd gives whatever a namespace holds to each image there
+	// that names its digest, so what not all may have lies in one of its own, by the repository it came from.
+	namespace string
+}
+
+func (f found) key() string { return f.namespace + "/" + f.digest.String() }
+
+// get returns the image that ref names now, for one who may have it: that is asked on every use, so a moved tag is
+// seen, and an image that was taken away, or that needs a password, is not served because it lies here. The image is
+// not removed until the caller releases it.
+func (i *images) get(ctx context.Context, ref string, how sandbox.Pull) (*image, error) {
+	f, err := i.find(ctx, ref, how)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w: %w", ref, sandbox.ErrUnknownImage, err)
+		return nil, fmt.Errorf("image %q: %w", ref, err)
 	}
-	_, descriptor, err := i.resolver.Resolve(ctx, named.String())
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("image %q: %w: push it to the registry first, or correct the name", ref, sandbox.ErrUnknownImage)
-	} else if err != nil {
-		return nil, fmt.Errorf("image %q: resolve: %w", ref, err)
-	}
-	key := descriptor.Digest.String()
 	i.mu.Lock()
-	found := i.unpacked[key]
-	if found != nil {
-		i.hold(found)
+	have := i.unpacked[f.key()]
+	if have != nil {
+		i.hold(have)
 	}
 	i.mu.Unlock()
-	if found != nil {
-		return found, nil
+	if have != nil {
+		return have, nil
 	}
 	// The pull goes on for others when the first who wanted it gives up.
-	result := i.pulls.DoChan(key, func() (any, error) { return i.pull(context.WithoutCancel(ctx), named.String(), key) })
+	result := i.pulls.DoChan(f.key(), func() (any, error) { return i.pull(context.WithoutCancel(ctx), f) })
 	select {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -94,12 +89,12 @@ func (i *images) get(ctx context.Context, ref string) (*image, error) {
 		if r.Err != nil {
 			return nil, fmt.Errorf("image %q: %w", ref, r.Err)
 		}
-		return i.holdPulled(ctx, ref, r.Val.(*image))
+		return i.holdPulled(ctx, ref, how, r.Val.(*image))
 	}
 }
 
 // holdPulled holds an image that was just pulled, or gets it again should it have been removed since.
-func (i *images) holdPulled(ctx context.Context, ref string, pulled *image) (*image, error) {
+func (i *images) holdPulled(ctx context.Context, ref string, how sandbox.Pull, pulled *image) (*image, error) {
 	i.mu.Lock()
 	for _, known := range i.unpacked {
 		if known == pulled {
@@ -109,14 +104,15 @@ func (i *images) holdPulled(ctx context.Context, ref string, pulled *image) (*im
 		}
 	}
 	i.mu.Unlock()
-	return i.get(ctx, ref)
+	return i.get(ctx, ref, how)
 }
 
-// pull fetches and unpacks an image, finds its layers' directories, and notes it under key.
-func (i *images) pull(ctx context.Context, name, key string) (*image, error) {
+// pull fetches and unpacks an image, finds its layers' directories, and notes it.
+func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	i.pulling.RLock()
 	defer i.pulling.RUnlock()
-	pulled, err := i.client.Pull(ctx, name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(i.resolver))
+	ctx = namespaces.WithNamespace(ctx, f.namespace)
+	pulled, err := i.client.Pull(ctx, f.name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(f.resolver))
 	if err != nil {
 		return nil, fmt.Errorf("pull: %w", err)
 	}
@@ -139,10 +135,11 @@ func (i *images) pull(ctx context.Context, name, key string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &image{chain: chain, layers: layers, config: spec.Config}
+	img := &image{id: f.namespace + "/" + chain, layers: layers, config: spec.Config}
+	f.digest = pulled.Target().Digest // the tag may have moved since
 	i.mu.Lock()
-	i.unpacked[key] = img
-	i.mu.Unlock()
+	defer i.mu.Unlock()
+	i.unpacked[f.key()] = img
 	return img, nil
 }
 

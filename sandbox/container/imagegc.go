@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	containerdimages "github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -29,7 +31,7 @@ const (
 
 // StoredImage is an image that was unpacked for sandboxes.
 type StoredImage struct {
-	ID       string // the chain id of its layers
+	ID       string // containerd's namespace, a slash, and the chain id of its layers
 	Names    []string
 	Bytes    int64 // of disk that removing it alone frees
 	Created  time.Time
@@ -48,10 +50,10 @@ type imageUse struct {
 
 // hold notes that a sandbox uses an image, until release. i.mu is held.
 func (i *images) hold(img *image) {
-	u := i.used[img.chain]
+	u := i.used[img.id]
 	if u == nil {
 		u = &imageUse{}
-		i.used[img.chain] = u
+		i.used[img.id] = u
 	}
 	u.holds++
 	u.uses++
@@ -62,29 +64,59 @@ func (i *images) hold(img *image) {
 func (i *images) release(img *image) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	u := i.used[img.chain]
+	u := i.used[img.id]
 	u.holds--
 	u.last = time.Now()
 }
 
 // StoredImages lists the unpacked images.
 func (d *Driver) StoredImages(ctx context.Context) ([]StoredImage, error) {
-	found, err := d.images.survey(d.context(ctx))
+	var out []StoredImage
+	err := d.images.each(ctx, func(_ context.Context, found *survey) error {
+		out = append(out, found.list(d.images)...)
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list the images: %w", err)
 	}
-	return found.list(d.images), nil
+	return out, nil
 }
 
 // RemoveImages removes unpacked images by their ids, and says how many bytes of disk that has freed. Images that a
 // sandbox uses, or that are not there, are skipped; all are while an image is being pulled, which may need their
 // layers.
 func (d *Driver) RemoveImages(ctx context.Context, ids []string) (freed int64, err error) {
-	return d.images.remove(d.context(ctx), ids)
+	return d.images.remove(ctx, ids)
 }
 
-// survey is what containerd has.
+// private is what the namespaces end with that hold images of one repository: see found.
+var private = regexp.MustCompile("^-(own|[0-9a-f]{16})$")
+
+// each looks at every namespace of containerd's in which images are kept.
+func (i *images) each(ctx context.Context, look func(context.Context, *survey) error) error {
+	all, err := i.client.NamespaceService().List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		if rest, ours := strings.CutPrefix(name, i.cfg.Name); !ours || rest != "" && !private.MatchString(rest) {
+			continue
+		}
+		ctx := namespaces.WithNamespace(ctx, name)
+		found, err := i.survey(ctx, name)
+		if err == nil {
+			err = look(ctx, found)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// survey is what containerd has in one namespace.
 type survey struct {
+	namespace string
 	snapshots map[string]snapshots.Info // by name
 	sizes     map[string]int64          // of snapshots, bytes of disk
 	images    map[string][]storedImage  // by chain id
@@ -95,8 +127,8 @@ type storedImage struct {
 	blobs map[digest.Digest]int64 // bytes
 }
 
-func (i *images) survey(ctx context.Context) (*survey, error) {
-	s := &survey{snapshots: map[string]snapshots.Info{}, sizes: map[string]int64{}, images: map[string][]storedImage{}}
+func (i *images) survey(ctx context.Context, namespace string) (*survey, error) {
+	s := &survey{namespace: namespace, snapshots: map[string]snapshots.Info{}, sizes: map[string]int64{}, images: map[string][]storedImage{}}
 	service := i.client.SnapshotService(snapshotter)
 	if err := service.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
 		usage, err := service.Usage(ctx, info.Name)
@@ -182,12 +214,12 @@ func (s *survey) list(i *images) (out []StoredImage) {
 		if !ok {
 			continue
 		}
-		img := StoredImage{ID: chain, Bytes: s.exclusive(chain), Created: info.Created, LastUsed: info.Created}
+		img := StoredImage{ID: s.namespace + "/" + chain, Bytes: s.exclusive(chain), Created: info.Created, LastUsed: info.Created}
 		img.Uses, _ = strconv.ParseInt(info.Labels[labelUses], 10, 64)
 		if last, err := time.Parse(time.RFC3339, info.Labels[labelLastUsed]); err == nil {
 			img.LastUsed = last
 		}
-		if u := i.used[chain]; u != nil {
+		if u := i.used[img.ID]; u != nil {
 			img.Uses += u.uses - u.noted
 			img.InUse = u.holds > 0
 			if u.last.After(img.LastUsed) {
@@ -206,10 +238,10 @@ func (s *survey) list(i *images) (out []StoredImage) {
 
 // noteUses writes into the views' labels how the images were used.
 func (i *images) noteUses(ctx context.Context) error {
-	found, err := i.survey(ctx)
-	if err != nil {
-		return err
-	}
+	return i.each(ctx, i.noteUsesOf)
+}
+
+func (i *images) noteUsesOf(ctx context.Context, found *survey) error {
 	var errs []error
 	for _, img := range found.list(i) {
 		i.mu.Lock()
@@ -222,7 +254,7 @@ func (i *images) noteUses(ctx context.Context) error {
 		if !changed {
 			continue
 		}
-		info := found.snapshots[viewPrefix+img.ID]
+		info := found.snapshots[viewPrefix+strings.TrimPrefix(img.ID, found.namespace+"/")]
 		labels := map[string]string{}
 		for k, v := range info.Labels {
 			labels[k] = v
@@ -241,19 +273,29 @@ func (i *images) remove(ctx context.Context, ids []string) (freed int64, err err
 		return 0, nil
 	}
 	defer i.pulling.Unlock()
-	found, err := i.survey(ctx)
+	err = i.each(ctx, func(ctx context.Context, found *survey) error {
+		n, err := i.removeFrom(ctx, found, ids)
+		freed += n
+		return err
+	})
 	if err != nil {
-		return 0, fmt.Errorf("remove images: %w", err)
+		err = fmt.Errorf("remove images: %w", err)
 	}
+	return freed, err
+}
+
+// removeFrom removes the images of one namespace that are among ids.
+func (i *images) removeFrom(ctx context.Context, found *survey, ids []string) (freed int64, err error) {
 	var errs []error
 	removed := false
-	for _, chain := range ids {
-		if _, there := found.snapshots[viewPrefix+chain]; !there || !i.forget(chain) {
+	for _, id := range ids {
+		chain, here := strings.CutPrefix(id, found.namespace+"/")
+		if _, there := found.snapshots[viewPrefix+chain]; !here || !there || !i.forget(id) {
 			continue
 		}
 		bytes := found.exclusive(chain)
 		if err := i.removeOne(ctx, chain, found.images[chain]); err != nil {
-			errs = append(errs, fmt.Errorf("remove image %s: %w", chain, err))
+			errs = append(errs, fmt.Errorf("image %s: %w", chain, err))
 			continue
 		}
 		removed = true
@@ -268,15 +310,15 @@ func (i *images) remove(ctx context.Context, ids []string) (freed int64, err err
 }
 
 // forget makes the next use of an image pull it again, unless a sandbox uses it.
-func (i *images) forget(chain string) bool {
+func (i *images) forget(id string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if u := i.used[chain]; u != nil && u.holds > 0 {
+	if u := i.used[id]; u != nil && u.holds > 0 {
 		return false
 	}
-	delete(i.used, chain)
+	delete(i.used, id)
 	for key, img := range i.unpacked {
-		if img.chain == chain {
+		if img.id == id {
 			delete(i.unpacked, key)
 		}
 	}

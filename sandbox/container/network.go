@@ -117,7 +117,8 @@ func nft(ctx context.Context, ruleset string) error {
 	return nil
 }
 
-// attach gives a sandbox's network namespace its loopback and eth0, and returns eth0's address.
+// attach gives a sandbox's network namespace its loopback and eth0, and returns eth0's address. The sandbox can send
+// from no other: see onlyOwnAddress.
 func (n *network) attach(ctx context.Context, id string, s *slot) (netip.Addr, error) {
 	if err := loopbackUp(s.netns); err != nil {
 		return netip.Addr{}, err
@@ -126,12 +127,36 @@ func (n *network) attach(ctx context.Context, id string, s *slot) (netip.Addr, e
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("attach to network: %w", err)
 	}
-	if r, err := cnitypes.GetResult(result); err == nil && len(r.IPs) > 0 {
+	err = errors.New("the plugin gave no address")
+	if r, err2 := cnitypes.GetResult(result); err2 == nil && len(r.IPs) > 0 {
 		if addr, ok := netip.AddrFromSlice(r.IPs[0].Address.IP.To4()); ok {
-			return addr, nil
+			if err = onlyOwnAddress(r.Interfaces); err == nil {
+				return addr, nil
+			}
 		}
 	}
-	return netip.Addr{}, errors.Join(errors.New("attach to network: the plugin gave no address"), n.detach(ctx, id, s))
+	return netip.Addr{}, errors.Join(fmt.Errorf("attach to network: %w", err), n.detach(ctx, id, s))
+}
+
+// onlyOwnAddress makes the machine drop what comes from a sandbox with a source address that is not the sandbox's
+// (rp_filter, RFC 3704's strict mode: only that one is routed back over the sandbox's interface), and all IPv6, which
+// has no such filter and of which sandboxes have none beyond themselves. What runs on the machine can so tell
+// sandboxes by their addresses.
+func onlyOwnAddress(interfaces []*cnitypes.Interface) error {
+	for _, i := range interfaces {
+		if i.Sandbox != "" { // the sandbox's end
+			continue
+		}
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+i.Name+"/rp_filter", []byte("1"), 0o644); err != nil {
+			return fmt.Errorf("filter forged source addresses: %w", err)
+		}
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+i.Name+"/disable_ipv6", []byte("1"), 0o644)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
+			return fmt.Errorf("turn off IPv6 of a sandbox: %w", err)
+		}
+		return nil
+	}
+	return errors.New("the plugin made no interface on the machine")
 }
 
 // detach gives the address back; the veth goes with its namespace. It is no error if there was none.

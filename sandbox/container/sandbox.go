@@ -95,7 +95,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	defer network.Wait()
 	network.Go(func() (err error) { sb.addr, err = d.network.attach(networkCtx, spec.ID, sb.slot); return err })
 	prepare, prepareCtx := errgroup.WithContext(ctx)
-	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image); return err })
+	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
 	if err := prepare.Wait(); err != nil {
@@ -115,6 +115,9 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := network.Wait(); err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
+	d.at[sb.addr] = spec.ID
+	d.mu.Unlock()
 	if err := sb.writeHosts(); err != nil {
 		return nil, err
 	}
@@ -127,8 +130,8 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 }
 
 // image gets an image, which is then kept until the sandbox is closed.
-func (sb *Sandbox) image(ctx context.Context, ref string) (*image, error) {
-	img, err := sb.d.images.get(sb.d.context(ctx), ref)
+func (sb *Sandbox) image(ctx context.Context, ref string, how sandbox.Pull) (*image, error) {
+	img, err := sb.d.images.get(ctx, ref, how)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +229,7 @@ func (sb *Sandbox) Listen(ctx context.Context, network, address string) (*os.Fil
 
 // Add starts a companion.
 func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member, error) {
-	img, err := sb.image(ctx, c.Image)
+	img, err := sb.image(ctx, c.Image, sandbox.Pull{})
 	if err != nil {
 		return nil, err
 	}
@@ -298,6 +301,11 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 		all.Go(func() { removed[i] = m.remove(ctx) })
 	}
 	if sb.slot != nil {
+		sb.d.mu.Lock()
+		if sb.d.at[sb.addr] == sb.spec.ID {
+			delete(sb.d.at, sb.addr)
+		}
+		sb.d.mu.Unlock()
 		all.Go(func() { removed[len(members)] = sb.d.network.detach(ctx, sb.spec.ID, sb.slot) })
 	}
 	all.Wait()

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -40,6 +41,8 @@ type Config struct {
 	MTU int
 	// Mirror is the registry that images come from, host:port as the sandbox sees it, plain HTTP; empty for none.
 	Mirror string
+	// MirrorOf are further hosts than docker.io whose images it has.
+	MirrorOf []string
 	// Registries are further registries to speak plain HTTP to, host:port.
 	Registries []string
 	Log        *slog.Logger
@@ -156,7 +159,7 @@ func (e *engine) run(ctx context.Context) error {
 	}
 	log := sandbox.NewTail(4096)
 	exit, err := member.Exec(ctx, sandbox.Process{
-		Args:  sandbox.EngineArgs(append([]string{"dockerd"}, e.arguments()...)...),
+		Args:  sandbox.EngineArgs(e.command()...),
 		Files: []*os.File{e.socket}, Stdout: log, Stderr: log,
 	})
 	if err == nil {
@@ -165,6 +168,27 @@ func (e *engine) run(ctx context.Context) error {
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	return errors.Join(err, member.Close(cleanup))
+}
+
+// mirrorScript tells dockerd about mirrors of other registries than Docker Hub, which it has no flag for: one
+// hosts.toml each, as containerd has them (docs/hosts.md there).
+const mirrorScript = `mirror=$1; shift
+while [ "$1" != -- ]; do
+	mkdir -p "/etc/docker/certs.d/$1"
+	printf '[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$mirror" >"/etc/docker/certs.d/$1/hosts.toml"
+	shift
+done
+shift
+exec "$@"`
+
+// command starts dockerd.
+func (e *engine) command() []string {
+	dockerd := append([]string{"dockerd"}, e.arguments()...)
+	others := slices.DeleteFunc(slices.Clone(e.cfg.MirrorOf), func(host string) bool { return host == "docker.io" })
+	if e.cfg.Mirror == "" || len(others) == 0 {
+		return dockerd
+	}
+	return slices.Concat([]string{"/bin/sh", "-c", mirrorScript, "mirrors", e.cfg.Mirror}, others, []string{"--"}, dockerd)
 }
 
 // arguments are dockerd's.

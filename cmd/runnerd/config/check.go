@@ -5,6 +5,7 @@ import (
 	"math"
 	"net"
 	"net/url"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,6 +90,12 @@ func (c *Config) check() []complaint {
 	if _, port, err := net.SplitHostPort(c.Registry.Address); err != nil || port == "" {
 		k.bad("registry.address", "%q is not an address: write it like :5000 or 10.0.0.1:5000", c.Registry.Address)
 	}
+	for i, pattern := range c.Registry.Shared {
+		_, err := path.Match(pattern, "")
+		k.that(err == nil && pattern != "", fmt.Sprintf("registry.shared[%d]", i), "%q is not a pattern", pattern)
+	}
+	k.mirror(c.Registry.Mirror)
+	k.oneOf("pull_policy", c.PullPolicy, string(sandbox.IfNotPresent), string(sandbox.Always), string(sandbox.Never))
 	k.oneOf("log.format", c.Log.Format, "text", "json")
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	return k.out
@@ -120,6 +127,23 @@ func (k *checker) image(path, value string, needed bool) {
 	}
 	if _, err := reference.ParseNormalizedNamed(value); err != nil {
 		k.bad(path, "%q is not an image: %v", value, err)
+	}
+}
+
+func (k *checker) mirror(m Mirror) {
+	k.that(m.Refresh > 0, "registry.mirror.refresh", "must be more than 0")
+	seen := map[string]bool{}
+	for i, u := range m.Upstreams {
+		at := fmt.Sprintf("registry.mirror.upstreams[%d]", i)
+		named, err := reference.ParseNormalizedNamed(u.Host + "/x/y")
+		k.that(err == nil && reference.Domain(named) == u.Host, at+".host", "%q is not the host of a registry, like ghcr.io", u.Host)
+		k.that(!seen[u.Host], at+".host", "%s is there twice", u.Host)
+		seen[u.Host] = true
+		if parsed, err := url.Parse(u.URL); u.URL != "" && (err != nil || parsed.Host == "" || parsed.Scheme != "https" && parsed.Scheme != "http") {
+			k.bad(at+".url", "%q is not a URL like https://registry-1.docker.io", u.URL)
+		}
+		k.that((u.Username == "") == (u.PasswordFile == ""), at, "username and password_file need each other")
+		k.absolute(at+".password_file", u.PasswordFile, false)
 	}
 }
 

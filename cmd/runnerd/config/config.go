@@ -47,6 +47,7 @@ type Config struct {
 	Registry     Registry `yaml:"registry" doc:"The registry in runnerd: where images come from and where builds are pushed to."`
 	SandboxImage string   `yaml:"sandbox_image" doc:"The image of engines: dockerd, buildkitd, docker, buildx, git."`
 	JobImage     string   `yaml:"job_image" doc:"The image of a job that names none."`
+	PullPolicy   string   `yaml:"pull_policy" doc:"When an image's registry is asked for it, for a job that does not say. if-not-present: not before registry.mirror.refresh is over. always: each time, and the job fails if it does not answer. never: not at all." enum:"if-not-present,always,never"`
 	Log          Log      `yaml:"log" doc:"What runnerd itself says, on its standard error."`
 }
 
@@ -64,7 +65,7 @@ type Images struct {
 
 // Containerd says which containerd to use.
 type Containerd struct {
-	Address string `yaml:"address" doc:"Its socket. Empty: runnerd starts one of its own, from engines_dir."`
+	Address string `yaml:"address" doc:"Its socket. Empty: runnerd starts one of its own, from engines_dir. Another one needs content_sharing_policy = \"isolated\" of its metadata plugin, or private images of one project may reach another."`
 }
 
 // Network is the sandboxes'.
@@ -203,8 +204,24 @@ type CacheShare struct {
 
 // Registry is runnerd's own.
 type Registry struct {
-	Address string `yaml:"address" doc:"Where it listens; without a host, on the sandboxes' gateway and the loopback only."`
-	Root    string `yaml:"root" doc:"Where it keeps its blobs. Empty: the directory registry in state_dir."`
+	Address string   `yaml:"address" doc:"Where it listens; without a host, on the sandboxes' gateway and the loopback only."`
+	Root    string   `yaml:"root" doc:"Where it keeps its blobs. Empty: the directory registry in state_dir."`
+	Shared  []string `yaml:"shared" doc:"Repositories that trusted jobs push and jobs of other projects may read, such as base/*: patterns as of path.Match. Empty: projects read their own, and what the machine's operator pushes."`
+	Mirror  Mirror   `yaml:"mirror" doc:"Other registries, whose images are fetched once and kept. Jobs, builders and engines in sandboxes get them from here."`
+}
+
+// Mirror says which images are fetched from elsewhere.
+type Mirror struct {
+	Upstreams []Upstream `yaml:"upstreams" doc:"The registries. Of others images are pulled, but not kept here. An empty list keeps this machine from asking any."`
+	Refresh   Duration   `yaml:"refresh" doc:"How long what a tag means is taken for known, before its registry is asked again."`
+}
+
+// Upstream is another registry.
+type Upstream struct {
+	Host         string `yaml:"host" doc:"As in the names of images: docker.io, ghcr.io, registry.example.com:5000."`
+	URL          string `yaml:"url" doc:"Where it answers, such as https://registry-1.docker.io. Empty: https:// and the host."`
+	Username     string `yaml:"username" doc:"The operator's there. What is fetched with it, all jobs may use."`
+	PasswordFile string `yaml:"password_file" doc:"A file with its password."`
 }
 
 // Log is runnerd's own.
@@ -242,10 +259,13 @@ func Default() *Config {
 			Machine:                   {sandbox.Container},
 			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
 		}},
-		Builder:      Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
-		Registry:     Registry{Address: ":5000"},
+		Builder: Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
+		Registry: Registry{Address: ":5000", Mirror: Mirror{
+			Upstreams: []Upstream{{Host: "docker.io", URL: "https://registry-1.docker.io"}}, Refresh: Duration(5 * time.Minute),
+		}},
 		SandboxImage: "runnerd/sandbox:latest",
 		JobImage:     "debian:bookworm-slim",
+		PullPolicy:   string(sandbox.IfNotPresent),
 		Log:          Log{Format: "text", Level: "info"},
 	}
 }
@@ -294,6 +314,11 @@ func (c *Config) Resolve() {
 	}
 	if c.Registry.Root == "" {
 		c.Registry.Root = filepath.Join(c.StateDir, "registry")
+	}
+	for i, u := range c.Registry.Mirror.Upstreams {
+		if u.URL == "" {
+			c.Registry.Mirror.Upstreams[i].URL = "https://" + u.Host
+		}
 	}
 	for i := range c.Pool {
 		if c.Pool[i].Image == "" {

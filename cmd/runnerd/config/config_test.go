@@ -70,6 +70,9 @@ func normal(c *Config) Config {
 	if len(n.Builder.Frontends) == 0 {
 		n.Builder.Frontends = nil
 	}
+	if len(n.Registry.Shared) == 0 {
+		n.Registry.Shared = nil
+	}
 	if len(n.Builder.Insecure) == 0 {
 		n.Builder.Insecure = nil
 	}
