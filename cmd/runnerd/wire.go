@@ -266,10 +266,17 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		return lease, nil
 	}
 	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Env: j.Env, Limits: j.Limits}
-	if sb, ok := a.pool.Take(j.Nesting, spec); ok {
+	sb, ok := a.pool.Take(j.Nesting, spec)
+	if !ok {
+		var err error
+		if sb, err = a.start(ctx, j.Nesting, spec); err != nil {
+			return nil, err
+		}
+	}
+	if !slices.Contains(j.Nesting, sandbox.DinD) {
 		return sb, nil
 	}
-	return a.start(ctx, j.Nesting, spec)
+	return a.offerBuilder(ctx, sb, j)
 }
 
 // start starts a sandbox with what all of them have: a workspace that an engine in it sees too, and the
