@@ -41,8 +41,8 @@ func (s *ids) has(id string) bool {
 const openTimeout = 5 * time.Second
 
 // await waits for id to become the job's: a client opens its session and starts its build at the same time.
-func (s *ids) await(ctx context.Context, id string) bool {
-	timeout := time.NewTimer(openTimeout)
+func (s *ids) await(ctx context.Context, id string, patience time.Duration) bool {
+	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
 	for {
 		s.mu.Lock()

@@ -54,6 +54,8 @@ type Proxy struct {
 	server *grpc.Server
 	served sync.WaitGroup
 	solves chan struct{}
+	// patience is how long a call waits for what it names to become the job's.
+	patience time.Duration
 
 	builds, sessions ids
 	blobs            ids // digests that the history of the job's builds names
@@ -72,7 +74,7 @@ func New(cfg Config) *Proxy {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Proxy{cfg: cfg, solves: make(chan struct{}, maxSolves), leasing: make(chan struct{}, 1)}
+	p := &Proxy{cfg: cfg, solves: make(chan struct{}, maxSolves), leasing: make(chan struct{}, 1), patience: openTimeout}
 	p.server = grpc.NewServer(
 		grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(p.handle),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),

@@ -117,7 +117,7 @@ func (p *Proxy) ownBuild(ctx context.Context, md metadata.MD) error {
 }
 
 func (p *Proxy) awaitOwn(ctx context.Context, build string) error {
-	if p.builds.await(ctx, build) {
+	if p.builds.await(ctx, build, p.patience) {
 		return nil
 	}
 	return p.own(build)
@@ -132,7 +132,7 @@ func (p *Proxy) own(build string) error {
 
 // checkSession waits for a session that a request names to be opened by the job.
 func (p *Proxy) checkSession(ctx context.Context, id string) error {
-	if id != "" && !p.sessions.await(ctx, id) {
+	if id != "" && !p.sessions.await(ctx, id, p.patience) {
 		return denied("the session %q is not this job's", id)
 	}
 	return nil
