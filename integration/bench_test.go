@@ -31,6 +31,7 @@ func TestBench(t *testing.T) {
 		{"engine", benchEngine},
 		{"worker", benchWorker},
 		{"builds", benchBuilds},
+		{"dockerbuild", benchDockerBuild},
 		{"memory", benchMemory},
 		{"density", benchDensity},
 		{"mask", benchMask},
