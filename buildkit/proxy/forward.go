@@ -38,7 +38,7 @@ func (p *Proxy) handle(_ any, in grpc.ServerStream) (err error) {
 	method, _ := grpc.MethodFromServerStream(in)
 	rule, ok := rules[method]
 	if !ok {
-		return denied("%s", method)
+		return denied("call %s", method)
 	}
 	ctx, cancel := context.WithCancelCause(in.Context())
 	defer cancel(nil)
@@ -48,23 +48,24 @@ func (p *Proxy) handle(_ any, in grpc.ServerStream) (err error) {
 			return err
 		}
 	}
+	if rule.limit != nil {
+		running := rule.limit(p)
+		select {
+		case running <- struct{}{}:
+			defer func() { <-running }()
+		default:
+			return status.Errorf(codes.ResourceExhausted, "this job has %d builds or sessions running: wait for one to end", cap(running))
+		}
+	}
 	var first []byte
 	if !rule.streams {
-		if err := in.RecvMsg(&first); err != nil {
+		if err := p.receive(ctx, in, &first); err != nil {
 			return err
 		}
 		if rule.request != nil {
 			if first, err = rule.request(ctx, p, first); err != nil {
 				return err
 			}
-		}
-	}
-	if rule.solves {
-		select {
-		case p.solves <- struct{}{}:
-			defer func() { <-p.solves }()
-		default:
-			return status.Errorf(codes.ResourceExhausted, "this job has %d builds running: wait for one to end", maxSolves)
 		}
 	}
 	conn, err := p.connect(ctx)
@@ -93,6 +94,17 @@ func (p *Proxy) handle(_ any, in grpc.ServerStream) (err error) {
 		return err // of io.EOF, the reason is what is received
 	}
 	return p.downstream(rule, in, out)
+}
+
+// receive reads the one message of a call.
+func (p *Proxy) receive(ctx context.Context, in grpc.ServerStream, message *[]byte) error {
+	select {
+	case p.receiving <- struct{}{}:
+		defer func() { <-p.receiving }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return in.RecvMsg(message)
 }
 
 // upstream passes on what the client says, to its end.

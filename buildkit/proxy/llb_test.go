@@ -146,7 +146,7 @@ func FuzzSolve(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p := New(Config{})
+		p := &Proxy{}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		for method, rule := range rules {

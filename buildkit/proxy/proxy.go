@@ -20,13 +20,19 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The bounds of one job.
+// The bounds of one job. What a job can have the daemon hold of its messages is maxMessage for each session and
+// each call that is being received, and a window for each connection: half a gigabyte, if it means harm.
 const (
-	maxMessage     = 16 << 20 // bytes, BuildKit's own (util/appdefaults)
-	maxConnections = 256      // each buildx command has a few
-	maxStreams     = 256      // of one connection
-	maxSolves      = 64       // at once; one "docker buildx bake" builds all its targets at once
-	maxIDs         = 1 << 16  // builds and sessions in a job's life
+	maxMessage     = 4 << 20  // bytes
+	maxAnswer      = 16 << 20 // bytes, BuildKit's own (util/appdefaults)
+	streamWindow   = 512 << 10
+	connWindow     = 1 << 20
+	maxConnections = 64  // each buildx command has a few
+	maxStreams     = 256 // of one connection
+	maxReceiving   = 16  // calls
+	maxSessions    = 96
+	maxSolves      = 64      // one "docker buildx bake" builds all its targets at once
+	maxIDs         = 1 << 16 // builds and sessions in a job's life
 )
 
 // Worker is a lease of a worker.
@@ -50,10 +56,10 @@ type Config struct {
 
 // Proxy serves one job.
 type Proxy struct {
-	cfg    Config
-	server *grpc.Server
-	served sync.WaitGroup
-	solves chan struct{}
+	cfg                     Config
+	server                  *grpc.Server
+	served                  sync.WaitGroup
+	receiving, open, solves chan struct{} // held while a call is received, a session is open, a build runs
 	// patience is how long a call waits for what it names to become the job's.
 	patience time.Duration
 
@@ -74,10 +80,14 @@ func New(cfg Config) *Proxy {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Proxy{cfg: cfg, solves: make(chan struct{}, maxSolves), leasing: make(chan struct{}, 1), patience: openTimeout}
+	p := &Proxy{
+		cfg: cfg, receiving: make(chan struct{}, maxReceiving), open: make(chan struct{}, maxSessions), solves: make(chan struct{}, maxSolves),
+		leasing: make(chan struct{}, 1), patience: openTimeout,
+	}
 	p.server = grpc.NewServer(
 		grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(p.handle),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxConcurrentStreams(maxStreams),
+		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.MaxHeaderListSize(1<<20), grpc.WaitForHandlers(true),
 	)
 	return p
@@ -135,7 +145,7 @@ func (p *Proxy) connect(ctx context.Context) (*grpc.ClientConn, error) {
 	}
 	conn, err := grpc.NewClient("passthrough:///buildkitd", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return worker.Dial(ctx) }),
-		grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{}), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{}), grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxAnswer)))
 	if err != nil {
 		return nil, errors.Join(err, worker.Close(ctx))
 	}
@@ -163,7 +173,12 @@ func (p *Proxy) current() *grpc.ClientConn {
 	return p.conn
 }
 
-// denied is the answer to what a job may not do.
+// denied is the answer to what a job may not do: "call X", "use Y".
 func denied(format string, args ...any) error {
-	return status.Errorf(codes.PermissionDenied, format+": a build in runnerd may not; \"--builder default\" is this sandbox's own engine", args...)
+	return status.Errorf(codes.PermissionDenied, "a job may not %s with its project's builder: \"docker buildx --builder default\" speaks to the engine of this sandbox instead", fmt.Sprintf(format, args...))
+}
+
+// foreign is the answer to what belongs to another job, or to none.
+func foreign(what, id string) error {
+	return status.Errorf(codes.PermissionDenied, "the %s %q is not this job's", what, id)
 }

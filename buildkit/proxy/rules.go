@@ -22,8 +22,8 @@ type rule struct {
 	// response says which messages the client gets; nil: all.
 	response func(*Proxy, []byte) (bool, error)
 	// call replaces the forwarding of a call that has one answer.
-	call   func(p *Proxy, ctx context.Context, c *grpc.ClientConn, method string, request []byte) ([]byte, error)
-	solves bool // it counts as a running build
+	call  func(p *Proxy, ctx context.Context, c *grpc.ClientConn, method string, request []byte) ([]byte, error)
+	limit func(*Proxy) chan struct{} // of how many run at once; nil: none
 }
 
 const (
@@ -39,8 +39,8 @@ var rules = map[string]rule{
 
 	controlService + "Info":               {},
 	controlService + "ListWorkers":        {},
-	controlService + "Session":            {metadata: (*Proxy).openSession, streams: true},
-	controlService + "Solve":              {request: decoded((*Proxy).checkSolve), call: explained, solves: true},
+	controlService + "Session":            {metadata: (*Proxy).openSession, streams: true, limit: func(p *Proxy) chan struct{} { return p.open }},
+	controlService + "Solve":              {request: decoded((*Proxy).checkSolve), call: explained, limit: func(p *Proxy) chan struct{} { return p.solves }},
 	controlService + "Status":             {request: decoded((*Proxy).checkStatus)},
 	controlService + "ListenBuildHistory": {response: (*Proxy).ownHistory},
 	controlService + "UpdateBuildHistory": {request: decoded((*Proxy).checkHistoryUpdate)},
@@ -125,7 +125,7 @@ func (p *Proxy) awaitOwn(ctx context.Context, build string) error {
 
 func (p *Proxy) own(build string) error {
 	if !p.builds.has(build) {
-		return denied("the build %q is not this job's", build)
+		return foreign("build", build)
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (p *Proxy) own(build string) error {
 // checkSession waits for a session that a request names to be opened by the job.
 func (p *Proxy) checkSession(ctx context.Context, id string) error {
 	if id != "" && !p.sessions.await(ctx, id, p.patience) {
-		return denied("the session %q is not this job's", id)
+		return foreign("session", id)
 	}
 	return nil
 }
@@ -178,7 +178,7 @@ func (p *Proxy) ownHistory(data []byte) (bool, error) {
 
 func (p *Proxy) checkBlob(digest string) error {
 	if !p.blobs.has(digest) {
-		return denied("the blob %q belongs to no build of this job", digest)
+		return foreign("blob", digest)
 	}
 	return nil
 }

@@ -203,6 +203,9 @@ func solveServingSyntax(p *Proxy, ctx context.Context, c *grpc.ClientConn, metho
 		if err := proto.Unmarshal(request, &r); err != nil {
 			return nil, err
 		}
+		if r.FrontendOpt == nil {
+			r.FrontendOpt = map[string]string{}
+		}
 		if err := p.serve(r.FrontendOpt, ref); err != nil {
 			return nil, err
 		}
