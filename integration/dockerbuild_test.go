@@ -95,7 +95,7 @@ func TestDockerBuild(t *testing.T) {
 		{name: "foreign syntax line", script: prepare + `sed -i '1i # syntax=evil/frontend:1' Dockerfile; docker build .`, code: 1, stderr: `foreign frontend "evil/frontend:1"`},
 		{name: "foreign syntax argument", script: prepare + `docker build --build-arg BUILDKIT_SYNTAX=evil/frontend .`, code: 1, stderr: `foreign frontend "evil/frontend"`},
 		{name: "entitlement", script: prepare + `docker buildx build --allow security.insecure .`, code: 1, stderr: `entitlement "security.insecure"`},
-		{name: "insecure step", script: prepare + `sed -i 's/^RUN/RUN --security=insecure/' Dockerfile; docker build .`, code: 1, stderr: "security.insecure"},
+		{name: "insecure step", script: prepare + `sed -i 's/^RUN/RUN --security=insecure/' Dockerfile; docker build .`, code: 1, stderr: "security mode INSECURE"},
 		{name: "host's network", script: prepare + `docker build --network host .`, code: 1, stderr: "network.host"},
 		{name: "cgroup", script: prepare + `docker buildx build --cgroup-parent /x .`, code: 1, stderr: `cgroup "/x"`},
 		{name: "usage", script: `buildctl --addr unix:///run/runnerd/buildkit.sock du`, code: 1, stderr: "may not call"},
