@@ -28,7 +28,7 @@ func benchDockerBuild(t *testing.T) {
 			}
 		}
 		bare.load(base)
-		script := fmt.Sprintf("mkdir /tmp/c; cd /tmp/c; echo f >f; printf %%s %q >Dockerfile; docker version >/dev/null\n", dockerfile) +
+		script := fmt.Sprintf("mkdir /tmp/c; cd /tmp/c; echo f >f; printf %%b %q >Dockerfile; docker version >/dev/null\n", dockerfile) +
 			"for i in 1 2; do began=$(date +%s%N); docker build -q -t it . >/dev/null; echo $(($(date +%s%N) - began)); done"
 		var again []time.Duration
 		ours := func() time.Duration {
