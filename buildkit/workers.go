@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -126,6 +127,16 @@ func (l *Lease) Usage(ctx context.Context) (sandbox.Usage, error) {
 	u, err := l.Sandbox.Usage(ctx)
 	u.OOMKills = 0
 	return u, err
+}
+
+// Dial connects to the worker's buildkitd. Who is given the connection is not held back by anything: see package
+// proxy.
+func (l *Lease) Dial(ctx context.Context) (net.Conn, error) {
+	dialer, ok := sandbox.As[sandbox.Dialer](l.Sandbox)
+	if !ok {
+		return nil, fmt.Errorf("a builder cannot be reached in %T", l.Sandbox)
+	}
+	return dialer.Dial(ctx, "unix", socketPath)
 }
 
 // Unwrap returns the worker's sandbox.

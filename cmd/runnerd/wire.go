@@ -415,6 +415,15 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		return lease, nil
 	}
 	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits}
+	sb, err := a.scriptSandbox(ctx, j, spec)
+	if err != nil || !slices.Contains(j.Nesting, sandbox.DinD) {
+		return sb, err
+	}
+	return a.offerBuilder(ctx, sb, j)
+}
+
+// scriptSandbox is one of the pool, or a new one. From here on it is known whose it is.
+func (a *assembly) scriptSandbox(ctx context.Context, j runner.Job, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	if a.pool.Serves(j.Nesting, spec) {
 		if err := a.driver.Authorise(ctx, spec.Image, spec.Pull); err != nil {
 			return nil, err
