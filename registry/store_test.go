@@ -241,7 +241,6 @@ func TestUsesOutliveARestart(t *testing.T) {
 	}
 }
 
-
 // TestStoreKeepsWhatAnIndexNeeds holds that an image stays for as long as the index that names it.
 func TestStoreKeepsWhatAnIndexNeeds(t *testing.T) {
 	r := openGuarded(t, t.TempDir())
