@@ -16,7 +16,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/runnerd/runnerd/registry"
 )
@@ -24,7 +27,7 @@ import (
 // elsewhere is another registry: a real one, that wants a password for what is below private/.
 type elsewhere struct {
 	*httptest.Server
-	image v1.Image
+	image v1.Image // the private one
 
 	mu    sync.Mutex
 	asked map[string]int // method and path
@@ -41,9 +44,9 @@ func startElsewhere(t *testing.T) *elsewhere {
 	e := &elsewhere{asked: map[string]int{}}
 	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		e.mu.Lock()
-		e.asked[req.Method+" "+req.URL.Path]++
 		down := e.down
 		e.mu.Unlock()
+		req.URL.RawQuery = strings.ReplaceAll(req.URL.RawQuery, "ns=", "x=") // which other registries than runnerd's do not know
 		_, password, _ := req.BasicAuth()
 		path := req.URL.Path
 		switch {
@@ -61,19 +64,29 @@ func startElsewhere(t *testing.T) *elsewhere {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
+		e.mu.Lock()
+		e.asked[req.Method+" "+req.URL.Path]++
+		e.mu.Unlock()
 		reg.Handler().ServeHTTP(w, req)
 	}))
 	t.Cleanup(e.Close)
-	e.image = layoutImage(t, "debian:bookworm-slim")
+	base := layoutImage(t, "debian:bookworm-slim")
+	layer, err := random.Layer(1<<20, types.DockerLayer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.image, err = mutate.AppendLayers(base, layer); err != nil {
+		t.Fatal(err)
+	}
 	host := strings.TrimPrefix(e.URL, "http://")
-	for _, ref := range []string{"team/base:1", "private/app:1"} {
+	for ref, img := range map[string]v1.Image{"team/base:1": base, "private/app:1": e.image} {
 		to, err := name.ParseReference(host + "/" + ref)
 		if err != nil {
 			t.Fatal(err)
 		}
 		req := httptest.NewRequest(http.MethodGet, "/", nil)
 		req.SetBasicAuth("a", "s3cret-of-a")
-		if err := remote.Write(to, e.image, remote.WithTransport(withHeader{"Authorization", req.Header.Get("Authorization")})); err != nil {
+		if err := remote.Write(to, img, remote.WithTransport(withHeader{"Authorization", req.Header.Get("Authorization")})); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -120,7 +120,7 @@ RUN --mount=type=cache,id=matrix-$ROUND,target=/c echo "$LOOK finds: $(ls /c | t
 func tryCache(t *testing.T, d *daemon, round string, all []actor) {
 	run := func(a actor, script string, caches ...string) string {
 		t.Helper()
-		args := []string{"run", "--origin", a.origin}
+		args := []string{"run", "-w", "/workspace", "--origin", a.origin}
 		for _, c := range caches {
 			args = append(args, "--cache", c)
 		}

@@ -219,9 +219,6 @@ func (r *Registry) fetchManifest(ctx context.Context, up *upstream, to, local ro
 			return fmt.Errorf("%s does not say which digest %s:%s has: %w", up.URL, to.repository, to.reference, err)
 		}
 	}
-	if err := r.owners.adopt(local.repository); err != nil {
-		return err
-	}
 	byDigest := local
 	byDigest.reference = want.String()
 	if !r.has(ctx, byDigest) {
@@ -254,6 +251,9 @@ func (r *Registry) storeManifest(ctx context.Context, up *upstream, from string,
 	manifest, _, err := distribution.UnmarshalManifest(res.Header.Get("Content-Type"), text)
 	if err != nil {
 		return fmt.Errorf("read the manifest %s of %s/%s: %w", want, up.Host, from, err)
+	}
+	if err := r.owners.adopt(to.Named().Name()); err != nil { // only what is there makes a repository
+		return err
 	}
 	// Its blobs come when they are asked for.
 	manifests, err := to.Manifests(ctx, storage.SkipLayerVerification())

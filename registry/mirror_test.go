@@ -192,7 +192,7 @@ func TestMirrorKeepsNothingPrivate(t *testing.T) {
 	img := image(t)
 	up.put(t, "private/app:1", img)
 	root := t.TempDir()
-	_, url := mirrorOf(t, io.Discard, root, time.Hour, Upstream{Host: "docker.io", URL: up.URL}, Upstream{Host: "known.example", URL: up.URL, Username: "u", Password: "secret"})
+	r, url := mirrorOf(t, io.Discard, root, time.Hour, Upstream{Host: "docker.io", URL: up.URL}, Upstream{Host: "known.example", URL: up.URL, Username: "u", Password: "secret"})
 	for _, path := range []string{"manifests/1", "manifests/" + digestOf(t, img).String(), "blobs/" + layerDigest(t, img)} {
 		if code, _ := get(t, url+"/v2/private/app/"+path+"?ns=docker.io", ""); code != http.StatusNotFound {
 			t.Errorf("%s: %d", path, code)
@@ -203,6 +203,9 @@ func TestMirrorKeepsNothingPrivate(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(root, "docker/registry/v2/repositories/mirror/docker.io/private")); err == nil {
 		t.Error("something is kept of it")
+	}
+	if o, ok := r.owners.of("mirror/docker.io/private/app"); ok {
+		t.Errorf("its name is kept: %v", o)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/runnerd/runnerd/budget"
@@ -236,5 +238,40 @@ func TestUsesOutliveARestart(t *testing.T) {
 	}
 	if got := entriesOf(t, openGuarded(t, root).Store())["a/app"]; got.Uses != before.Uses || got.Uses < 3 || !got.LastUsed.Equal(before.LastUsed) {
 		t.Errorf("%+v, before %+v", got, before)
+	}
+}
+
+// TestStoreKeepsWhatAnIndexNeeds holds that an image stays for as long as the index that names it.
+func TestStoreKeepsWhatAnIndexNeeds(t *testing.T) {
+	r := openGuarded(t, t.TempDir())
+	job := from{r, addressOf(trustedA)}
+	index, err := random.Index(1000, 1, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.WriteIndex(tag(t, host+"/a/multi:1"), index, remote.WithTransport(job)); err != nil {
+		t.Fatal(err)
+	}
+	age(t, r)
+	s := r.Store()
+	all, err := s.Entries(t.Context())
+	if err != nil || len(all) != 3 {
+		t.Fatalf("%v, %v", all, err)
+	}
+	var ids, needed []string
+	for _, e := range all {
+		ids, needed = append(ids, e.ID), append(needed, e.Needs...)
+	}
+	if len(needed) != 2 {
+		t.Fatalf("the index needs %v", needed)
+	}
+	if freed, err := s.Remove(t.Context(), needed); err != nil || freed != 0 {
+		t.Errorf("freed %d, %v", freed, err)
+	}
+	if _, err := s.Remove(t.Context(), ids); err != nil {
+		t.Error(err)
+	}
+	if left := entriesOf(t, s); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }

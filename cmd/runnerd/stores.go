@@ -22,7 +22,6 @@ func (a *assembly) stores() []budget.Store {
 	}
 	all := []budget.Store{
 		a.workers,
-		a.cache,
 		budget.Directories{Label: "scratch", Paths: in("disks/scratch", "disks/templates")},
 		a.logs.Budget(),
 		budget.Directories{Label: "outputs", Paths: in("outputs")},       // removed when fetched, or after outputs.keep
@@ -31,6 +30,9 @@ func (a *assembly) stores() []budget.Store {
 	}
 	if a.config.Containerd.Address == "" { // else its images lie we do not know where
 		all = append(all, imageStore{a.driver, in("containerd")[0]})
+	}
+	if a.cache.Local() {
+		all = append(all, a.cache)
 	}
 	if budget.SameFileSystem(a.config.StateDir, a.config.Registry.Root) {
 		all = append(all, a.registry.Store())
