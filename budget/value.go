@@ -103,6 +103,8 @@ func (o *order) Less(i, j int) bool {
 	switch {
 	case a.value != b.value:
 		return a.value < b.value
+	case !lastUse(a.Entry).Equal(lastUse(b.Entry)): // within minSpan all are worth the same
+		return lastUse(a.Entry).Before(lastUse(b.Entry))
 	case a.store != b.store:
 		return a.store < b.store
 	}
