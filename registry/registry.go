@@ -25,6 +25,7 @@ import (
 	storagedriver "github.com/distribution/distribution/v3/registry/storage/driver"
 	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // and the storage named below
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/runnerd/runnerd/scope"
 )
@@ -59,6 +60,7 @@ type Config struct {
 // Registry serves the images in one directory. Make one with New; its methods may be called concurrently.
 type Registry struct {
 	root   string
+	lock   *os.File
 	app    *handlers.App
 	log    *logSink
 	who    func(netip.Addr) (scope.Scope, bool)
@@ -100,15 +102,22 @@ func New(ctx context.Context, c Config) (_ *Registry, err error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("open registry: %w: give it a directory that it may make and write", err)
 	}
+	lock, err := lockRoot(root)
+	if err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
 	sink := newLogSink(c.Log)
 	// distribution panics on what it cannot use.
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("open registry in %s: %v", root, p)
 		}
+		if err != nil {
+			_ = lock.Close()
+		}
 	}()
 	r := &Registry{
-		root: root, log: sink, who: c.Who, shared: c.Shared, names: c.Names, mirrorAt: c.MirrorAt, purged: make(chan struct{}),
+		root: root, lock: lock, log: sink, who: c.Who, shared: c.Shared, names: c.Names, mirrorAt: c.MirrorAt, purged: make(chan struct{}),
 		driver:   filesystem.New(filesystem.DriverParameters{RootDirectory: root, MaxThreads: fileThreads}),
 		verified: verified{blobs: map[digest.Digest]stamp{}}, leases: leases{all: map[string]time.Time{}},
 	}
@@ -186,7 +195,24 @@ func (r *Registry) Close() error {
 	}
 	r.stopPurge()
 	<-r.purged
-	return errors.Join(r.uses.flush(), r.app.Shutdown(), closeEvents(r.app))
+	return errors.Join(r.uses.flush(), r.app.Shutdown(), closeEvents(r.app), r.lock.Close())
+}
+
+// lockRoot keeps other processes from the directory for as long as the file is open: two registries on one would
+// each collect what the other is being given.
+func lockRoot(root string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("another runnerd uses the registry in %s: give each a registry.root of its own", root)
+		}
+		return nil, err
+	}
+	return f, nil
 }
 
 // closeEvents ends the goroutine that distribution starts for notifications, even without any, and that its

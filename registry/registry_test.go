@@ -415,3 +415,24 @@ func BenchmarkPreloadAgain(b *testing.B) {
 		}
 	}
 }
+
+func TestOneProcessADirectory(t *testing.T) {
+	root := t.TempDir()
+	first, err := New(t.Context(), Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(t.Context(), Config{Root: root}); err == nil || !strings.Contains(err.Error(), "another runnerd uses the registry in "+root) {
+		t.Errorf("a second registry in one directory: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := New(t.Context(), Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
