@@ -175,11 +175,22 @@ func runtimeConf(id string, s *slot) *libcni.RuntimeConf {
 	return conf
 }
 
-// loopbackUp sets lo up in a network namespace, from a thread that enters it and ends there.
+// loopbackUp sets lo up in a network namespace, from a thread that enters it and comes back. A thread that could not
+// would have to end there, and the main thread of a Go program never ends: it would hold the namespace.
 func loopbackUp(netns *os.File) error {
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is no use to anybody else
+		runtime.LockOSThread()
+		defer func() {
+			if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
+			}
+		}()
 		done <- func() error {
 			if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
 				return fmt.Errorf("enter network namespace: %w", err)
