@@ -59,8 +59,8 @@ func sameForAll(all []actor) []actor {
 // TestTrustMatrix has jobs of five kinds of refs of two projects try to read and to write each other's caches:
 // the builders' cache mounts and layers, the CI cache, the registry.
 func TestTrustMatrix(t *testing.T) {
-	const port = "5097"
-	d := startDaemon(t, "registry: {address: \":"+port+"\"}\n")
+	d := startDaemon(t, "")
+	port := registryPort(t, "10.214.0.1")
 	for name, all := range map[string][]actor{"on": actors(t), "off": sameForAll(actors(t))} {
 		t.Run(name, func(t *testing.T) {
 			t.Run("builder", func(t *testing.T) { tryBuilder(t, d, name, all) })
