@@ -57,6 +57,11 @@ build() {
 build cold
 build warm
 
+say "a merge request's build: warm from what the project trusts, and it can write none of that"
+"${runnerd[@]}" build --untrusted --progress quiet --push=false examples/farm docs web
+job=$("${runnerd[@]}" jobs --all --json | jq -r 'map(select(.name == "web" and .scope.trust == "untrusted"))[0].id')
+"${runnerd[@]}" cache explain "$job"
+
 say "a job with a Docker Engine in its sandbox (container/dind)"
 "${runnerd[@]}" run --sandbox container/dind --memory 2GiB -- sh -euc '
 	cd /workspace
