@@ -163,6 +163,12 @@ func tryCache(t *testing.T, d *daemon, round string, all []actor) {
 	}
 }
 
+// above reports whether a is trusted in the project whose untrusted jobs owner is one of. Such a job may name what
+// those have pushed.
+func above(a, owner actor) bool {
+	return a.scope.SameProject(owner.scope) && a.scope.Trust == scope.Trusted && owner.scope.Trust != scope.Trusted
+}
+
 // tryRegistry has every actor push to a repository of its own, then try to push to everybody's, and to pull.
 func tryRegistry(t *testing.T, d *daemon, round string, all []actor, port string) {
 	dir := files(t, "Dockerfile", "FROM scratch\nARG WHO\nLABEL who=$WHO\nCOPY Dockerfile /\n")
@@ -173,19 +179,22 @@ func tryRegistry(t *testing.T, d *daemon, round string, all []actor, port string
 		}
 	}
 	// bash alone speaks HTTP well enough.
-	script := strings.Builder{}
-	script.WriteString("ask() { exec 3<>/dev/tcp/registry.runnerd.internal/" + port + "; printf '%s %s HTTP/1.0\\r\\nHost: r\\r\\nAccept: application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json\\r\\nContent-Length: 0\\r\\n\\r\\n' $1 $2 >&3; read -r _ code _ <&3; echo $3 $4 $code; }\n")
-	for _, owner := range append(slices.Clone(all), actor{name: "base"}) {
-		name := repository(owner)
-		if owner.name == "base" {
-			name = "library/debian"
+	script := func(a actor) string {
+		text := strings.Builder{}
+		text.WriteString("ask() { exec 3<>/dev/tcp/registry.runnerd.internal/" + port + "; printf '%s %s HTTP/1.0\\r\\nHost: r\\r\\nAccept: application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json\\r\\nContent-Length: 0\\r\\n\\r\\n' $1 $2 >&3; read -r _ code _ <&3; echo $3 $4 $code; }\n")
+		for _, owner := range all {
+			fmt.Fprintf(&text, "ask GET /v2/%s/manifests/1 read %s\n", repository(owner), owner.name)
+			// A trusted job takes over what untrusted ones have pushed: see TestRegistryByScope.
+			if !above(a, owner) {
+				fmt.Fprintf(&text, "ask POST /v2/%s/blobs/uploads/ write %s\n", repository(owner), owner.name)
+			}
 		}
-		tag := map[bool]string{true: "bookworm-slim", false: "1"}[owner.name == "base"]
-		fmt.Fprintf(&script, "ask GET /v2/%s/manifests/%s read %s; ask POST /v2/%s/blobs/uploads/ write %s\n", name, tag, owner.name, name, owner.name)
+		text.WriteString("ask GET /v2/library/debian/manifests/bookworm-slim read base; ask POST /v2/library/debian/blobs/uploads/ write base\n")
+		return text.String()
 	}
 	codes := map[string]int{}
 	for _, a := range all {
-		stdout, stderr, code := d.run("run", "--origin", a.origin, "--", "bash", "-c", script.String())
+		stdout, stderr, code := d.run("run", "--origin", a.origin, "--", "bash", "-c", script(a))
 		if code != 0 {
 			t.Fatalf("%s: exit code %d: %s", a.name, code, stderr)
 		}
@@ -198,10 +207,8 @@ func tryRegistry(t *testing.T, d *daemon, round string, all []actor, port string
 			i := slices.IndexFunc(all, func(b actor) bool { return b.name == f[1] })
 			want := map[string]bool{"read": true, "write": false}[f[0]] // of a base image
 			if i >= 0 {
-				owner := all[i].scope
-				// A trusted job may name what the untrusted ones of its project have pushed, and take it over.
-				above := a.scope.SameProject(owner) && a.scope.Trust == scope.Trusted
-				want = map[string]bool{"read": a.scope.MayRead(owner) || above, "write": a.scope.MayWrite(owner) || above}[f[0]]
+				owner := all[i]
+				want = map[string]bool{"read": a.scope.MayRead(owner.scope) || above(a, owner), "write": a.scope.MayWrite(owner.scope)}[f[0]]
 			}
 			if ok := f[2] == "200" || f[2] == "202"; ok != want {
 				t.Errorf("registry: %s (%s) may %s the repository of %s: status %s, want %v", a.name, a.scope, f[0], f[1], f[2], want)
