@@ -69,7 +69,7 @@ lint: ## gofumpt, vet, staticcheck, shellcheck
 bench: PACKAGES += zstd
 
 bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|memory|density|mask)
-	@go test -tags integration,bench -count 1 -timeout 60m -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
+	@go test -tags integration,bench -count 1 -timeout 3h -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
 
 clean: ## remove what was built
 	rm -rf bin

@@ -18,9 +18,9 @@ import (
 
 // The sizes of chunks, in bytes. Small ones find more that has not changed, large ones cost fewer files.
 const (
-	minChunk  = 128 << 10
-	meanChunk = 512 << 10
-	maxChunk  = 2 << 20
+	minChunk  = 64 << 10
+	meanChunk = 256 << 10
+	maxChunk  = 1 << 20
 )
 
 // cutting is how streams are cut. To change it is to forget what has been cut.

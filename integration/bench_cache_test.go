@@ -23,7 +23,7 @@ import (
 const (
 	cachedFiles = 50_000
 	cachedBytes = 1 << 30
-	cachePairs  = 9
+	cachePairs  = 7
 )
 
 // benchCache compares a save and a restore of 1 GiB in 50,000 files with "tar | zstd -T2". As in a sandbox, a process

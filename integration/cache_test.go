@@ -11,16 +11,23 @@ import (
 	"time"
 )
 
-// cached runs a job in /workspace with flags, and returns its output and what runnerd says of its caches.
+// cached runs a job in /workspace with flags, and returns its output and what runnerd says of its caches, which it says
+// to the attached client too.
 func (d *daemon) cached(code int, script string, flags ...string) (stdout, notices string) {
 	d.t.Helper()
 	name := "cached-" + time.Now().Format("150405.000000000")
 	args := append([]string{"run", "--name", name, "-w", "/workspace"}, flags...)
-	stdout = d.want(code, "", append(args, "--", "sh", "-c", script)...)
+	stdout, shown, got := d.run(append(args, "--", "sh", "-c", script)...)
+	if got != code {
+		d.t.Errorf("%s: exit code %d, not %d: %s", script, got, code, shown)
+	}
 	log, errs, _ := d.run("logs", d.named(name).ID)
 	for line := range strings.Lines(log + errs) {
 		if strings.Contains(line, "cache ") || strings.Contains(line, "artifact ") {
 			notices += line
+			if !strings.Contains(shown, line) || !strings.HasPrefix(line, "runnerd: ") {
+				d.t.Errorf("the client was not shown %q, but\n%s", line, shown)
+			}
 		}
 	}
 	return strings.TrimSpace(stdout), notices
