@@ -61,6 +61,9 @@ func TestCache(t *testing.T) {
 	run := func(word string, flags ...string) (string, string) {
 		return d.cached(0, strings.Replace(fill, "$0", word, 1), append([]string{flag, "--project", "p"}, flags...)...)
 	}
+	if out, shown, code := d.run("run", "--", "true"); code != 0 || out+shown != "" {
+		t.Errorf("a job without caches ends with code %d and says %q", code, out+shown)
+	}
 	out, said := run("trusted-1")
 	if out != "" {
 		t.Errorf("the first job found %q", out)
