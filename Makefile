@@ -66,8 +66,10 @@ lint: ## gofumpt, vet, staticcheck, shellcheck
 	@go run $(STATICCHECK) ./... && go run $(STATICCHECK) -tags integration,bench ./integration/... ./buildkit
 	@shellcheck --severity warning --exclude SC2046 $$(git ls-files '*.sh')
 
-bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|memory|density|mask)
-	@go test -tags integration,bench -count 1 -timeout 60m -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
+bench: PACKAGES += zstd
+
+bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|memory|density|mask)
+	@go test -tags integration,bench -count 1 -timeout 3h -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
 
 clean: ## remove what was built
 	rm -rf bin

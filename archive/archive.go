@@ -11,6 +11,9 @@ import (
 type Limits struct {
 	Bytes   int64 // of all files' contents, or of the stream that is packed
 	Entries int64 // files, directories and links
+	// NoGit has Extract refuse what is named .git or leads into it: git runs hooks and programs that such a
+	// directory names, as whoever calls it.
+	NoGit bool
 }
 
 // Summary says what was packed or extracted.

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bufio"
 	"errors"
 	"io"
 	"io/fs"
@@ -35,6 +36,10 @@ func Extract(root *os.Root, r io.Reader, limits Limits, undo bool) (Summary, err
 // copySize is that of the buffer between streams and files, in bytes.
 const copySize = 128 << 10
 
+// readSize is how much of the stream is read at once, in bytes. The tar package asks for 512 where a header is: from
+// a full pipe that would wake the writer for a page at a time.
+const readSize = 256 << 10
+
 type extractor struct {
 	root   *os.Root
 	stream *counter
@@ -52,7 +57,7 @@ type extractor struct {
 }
 
 func (x *extractor) run() error {
-	t := tar.NewReader(x.stream)
+	t := tar.NewReader(bufio.NewReaderSize(x.stream, readSize))
 	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
@@ -91,6 +96,9 @@ func named(name string, err error) error {
 	return &fs.PathError{Op: "extract", Path: name, Err: err}
 }
 
+// ErrGit is wrapped by the error of an archive with what Limits.NoGit refuses.
+var ErrGit = errors.New("the archive leads into a .git directory, whose hooks git would run")
+
 var (
 	errName   = errors.New("the archive has a name that leads out of the directory, or is none")
 	errDepth  = errors.New("the archive has directories that are more than 256 deep")
@@ -108,7 +116,20 @@ func (x *extractor) check(h *tar.Header) error {
 	if strings.Count(h.Name, "/") >= maxDepth {
 		return errDepth
 	}
+	if x.budget.NoGit && (inGit(h.Name) || inGit(h.Linkname)) {
+		return ErrGit
+	}
 	return x.budget.entry()
+}
+
+// inGit reports whether a path has an element .git, in whatever case: some file systems see no difference.
+func inGit(name string) bool {
+	for element := range strings.SplitSeq(name, "/") {
+		if strings.EqualFold(element, ".git") {
+			return true
+		}
+	}
+	return false
 }
 
 func mode(h *tar.Header) fs.FileMode { return fs.FileMode(h.Mode) & fs.ModePerm }

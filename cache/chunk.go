@@ -18,9 +18,9 @@ import (
 
 // The sizes of chunks, in bytes. Small ones find more that has not changed, large ones cost fewer files.
 const (
-	minChunk  = 128 << 10
-	meanChunk = 512 << 10
-	maxChunk  = 2 << 20
+	minChunk  = 64 << 10
+	meanChunk = 256 << 10
+	maxChunk  = 1 << 20
 )
 
 // cutting is how streams are cut. To change it is to forget what has been cut.
@@ -89,7 +89,10 @@ func (s *Store) writeObject(ctx context.Context, path string, content []byte) er
 // byte, the bucket's client has tried again already.
 const getTries = 3
 
-// get reads a chunk of a size into b.plain, which has room for it.
+// slack is what the decoder wants of a buffer beyond the content, in bytes, to copy without looking for the end.
+const slack = 64
+
+// get reads a chunk of a size into b.plain, which has room for it and the slack.
 func (s *Store) get(ctx context.Context, c chunk, size int, b *buffers) (err error) {
 	for range getTries {
 		err = s.readChunk(ctx, c, b)
@@ -100,7 +103,7 @@ func (s *Store) get(ctx context.Context, c chunk, size int, b *buffers) (err err
 	if err != nil {
 		return err
 	}
-	plain, err := s.dec.DecodeAll(b.packed, b.plain[:0:size])
+	plain, err := s.dec.DecodeAll(b.packed, b.plain[:0:size+slack])
 	if err != nil || len(plain) != size || sha256.Sum256(plain) != c.digest {
 		return fmt.Errorf("%w: chunk %s has other bytes", ErrDamaged, c.digest)
 	}

@@ -38,8 +38,8 @@ type piece struct {
 	Bytes  int    `json:"n"`
 }
 
-// maxIndex bounds an index, in bytes: 85 a chunk, of which an entry of 100 GiB has at most 800,000.
-const maxIndex = 100 << 20
+// maxIndex bounds an index, in bytes: 85 a chunk, of which an entry of 100 GiB has at most 1,600,000.
+const maxIndex = 150 << 20
 
 func (e *Entry) seal() {
 	h := sha256.New()

@@ -95,8 +95,8 @@ func (r *Reader) fetch() {
 		case <-r.ctx.Done():
 			return
 		}
-		if cap(b.plain) < p.Bytes {
-			b.plain = make([]byte, 0, max(p.Bytes, meanChunk))
+		if cap(b.plain) < p.Bytes+slack {
+			b.plain = make([]byte, 0, max(p.Bytes, meanChunk)+slack)
 		}
 		future := make(chan fetched, 1)
 		r.ahead <- future // has room for as many as there are buffers

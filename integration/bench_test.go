@@ -33,6 +33,7 @@ func TestBench(t *testing.T) {
 		{"builds", benchBuilds},
 		{"farm", benchFarm},
 		{"dockerbuild", benchDockerBuild},
+		{"cache", benchCache},
 		{"memory", benchMemory},
 		{"density", benchDensity},
 		{"mask", benchMask},

@@ -11,16 +11,23 @@ import (
 	"time"
 )
 
-// cached runs a job in /workspace with flags, and returns its output and what runnerd says of its caches.
+// cached runs a job in /workspace with flags, and returns its output and what runnerd says of its caches, which it says
+// to the attached client too.
 func (d *daemon) cached(code int, script string, flags ...string) (stdout, notices string) {
 	d.t.Helper()
 	name := "cached-" + time.Now().Format("150405.000000000")
 	args := append([]string{"run", "--name", name, "-w", "/workspace"}, flags...)
-	stdout = d.want(code, "", append(args, "--", "sh", "-c", script)...)
+	stdout, shown, got := d.run(append(args, "--", "sh", "-c", script)...)
+	if got != code {
+		d.t.Errorf("%s: exit code %d, not %d: %s", script, got, code, shown)
+	}
 	log, errs, _ := d.run("logs", d.named(name).ID)
 	for line := range strings.Lines(log + errs) {
 		if strings.Contains(line, "cache ") || strings.Contains(line, "artifact ") {
 			notices += line
+			if !strings.Contains(shown, line) || !strings.HasPrefix(line, "runnerd: ") {
+				d.t.Errorf("the client was not shown %q, but\n%s", line, shown)
+			}
 		}
 	}
 	return strings.TrimSpace(stdout), notices
@@ -53,6 +60,9 @@ func TestCache(t *testing.T) {
 	const flag, fill = "--cache=key=k,path=deps,path=*.lock", "cat deps/*; mkdir -p deps/sub && echo $0 >deps/sub/f && ln -sf sub/f deps/l && echo x >a.lock; true"
 	run := func(word string, flags ...string) (string, string) {
 		return d.cached(0, strings.Replace(fill, "$0", word, 1), append([]string{flag, "--project", "p"}, flags...)...)
+	}
+	if out, shown, code := d.run("run", "--", "true"); code != 0 || out+shown != "" {
+		t.Errorf("a job without caches ends with code %d and says %q", code, out+shown)
 	}
 	out, said := run("trusted-1")
 	if out != "" {

@@ -41,6 +41,7 @@ type uses interface {
 }
 
 // newKeptStep wraps the step of a request of KindScript, unless that keeps nothing.
+// Where the job has a client, that is told what has become of it.
 func newKeptStep(r runner.Request, step scriptStep, store *cache.Store, limits config.Cache, uses uses) (runner.Step, error) {
 	s := keptStep{Step: step, job: r.ID, scope: r.Scope, store: store, limits: limits, uses: uses}
 	if err := json.Unmarshal(r.Payload, &s.kept); err != nil {
@@ -52,6 +53,9 @@ func newKeptStep(r runner.Request, step scriptStep, store *cache.Store, limits c
 	s.archiver = archiver{dir: step.script.Dir, user: step.script.User, maxBytes: int64(limits.MaxEntry), maxFiles: limits.MaxFiles}
 	if s.archiver.dir == "" {
 		s.archiver.dir = workspace
+	}
+	if step.attach {
+		return noticesStep{Step: s, job: r.ID, secrets: step.secrets, sessions: step.sessions}, nil
 	}
 	return s, nil
 }

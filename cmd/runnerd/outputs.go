@@ -20,7 +20,7 @@ import (
 
 func (a *app) outputsCommand() *cobra.Command {
 	var dest string
-	var asJSON bool
+	var git, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "outputs JOB [-o DIR]",
 		Short: "List what a job has written, or fetch it",
@@ -40,16 +40,17 @@ name that the list shows, and a directory too, unless it is the only output: its
 			if err != nil {
 				return err
 			}
-			return a.outputs(cmd.Context(), c, id, dest, asJSON)
+			return a.outputs(cmd.Context(), c, id, dest, git, asJSON)
 		},
 	}
 	cmd.Flags().StringVarP(&dest, "output", "o", "", "`DIR` to fetch them into, or -")
+	cmd.Flags().BoolVar(&git, "allow-git", false, "let them write to .git directories, whose hooks git runs as you")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the list as JSON")
 	cmd.MarkFlagsMutuallyExclusive("output", "json")
 	return cmd
 }
 
-func (a *app) outputs(ctx context.Context, c *client.Client, id, dest string, asJSON bool) error {
+func (a *app) outputs(ctx context.Context, c *client.Client, id, dest string, git, asJSON bool) error {
 	all, err := c.Outputs(ctx, id)
 	if err != nil {
 		return err
@@ -84,7 +85,7 @@ func (a *app) outputs(ctx context.Context, c *client.Client, id, dest string, as
 				to = filepath.Join(dest, strings.TrimSuffix(o.Name, ".tar"))
 			}
 		}
-		errs = append(errs, a.save(ctx, c, id, o, place{dest: to}))
+		errs = append(errs, a.save(ctx, c, id, o, place{dest: to, git: git}))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -182,6 +183,7 @@ func (a *app) fetchJob(ctx context.Context, c *client.Client, id string, f fetch
 type place struct {
 	root *os.Root
 	dest string
+	git  bool // .git directories may be written to
 }
 
 func (p place) stdout() bool { return p.dest == "" || p.dest == "-" }
@@ -236,7 +238,7 @@ func (a *app) save(ctx context.Context, c *client.Client, id string, o api.Outpu
 			return err
 		}
 		defer func() { _ = root.Close() }()
-		return extract(root, r)
+		return extract(root, r, at.git)
 	}
 	f, err := at.file()
 	if err != nil {

@@ -5,13 +5,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/runnerd/runnerd/archive"
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
@@ -42,6 +46,61 @@ func tarOf(t *testing.T, headers ...tar.Header) *bytes.Buffer {
 	return &b
 }
 
+// TestExtractGit holds that nothing gets into the .git directory of the checkout that it is extracted into, which
+// without the refusal it does.
+func TestExtractGit(t *testing.T) {
+	hook := tar.Header{Name: ".git/hooks/post-checkout", Mode: 0o755}
+	for name, headers := range map[string][]tar.Header{
+		"hook":         {hook},
+		"dir":          {{Name: "./.git/", Typeflag: tar.TypeDir}, hook},
+		"other case":   {{Name: ".GIT/hooks/post-checkout"}},
+		"in a package": {{Name: "sub/.git/config"}},
+		"file":         {{Name: "sub/.git"}},
+		"link":         {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: ".git"}, {Name: "l/hooks/post-checkout"}},
+		"links":        {{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "b"}, {Name: "b", Typeflag: tar.TypeSymlink, Linkname: "./.git/hooks"}, {Name: "a/post-checkout"}},
+		"hard link":    {{Name: "h", Typeflag: tar.TypeLink, Linkname: ".git/config"}},
+	} {
+		for _, allowed := range []bool{false, true} {
+			dir := t.TempDir()
+			write(t, dir, map[string]string{".git/config": "good", ".git/hooks/sample": "good", "kept": "good"})
+			before := below(t, dir, ".git")
+			root := openRoot(t, dir)
+			err := extract(root, tarOf(t, headers...), allowed)
+			_ = root.Close()
+			switch {
+			case allowed && err != nil:
+				t.Errorf("%s: without the refusal: %v", name, err)
+			case !allowed && (!errors.Is(err, archive.ErrGit) || !strings.Contains(err.Error(), "--allow-git")):
+				t.Errorf("%s: %v", name, err)
+			}
+			if after := below(t, dir, ".git"); slices.Equal(after, before) == allowed && name != "hard link" {
+				t.Errorf("%s: allowed %v, there is now %v", name, allowed, after)
+			}
+		}
+	}
+	dir := t.TempDir()
+	root := openRoot(t, dir)
+	defer func() { _ = root.Close() }()
+	if err := extract(root, tarOf(t, tar.Header{Name: ".gitignore"}, tar.Header{Name: ".github/x"}, tar.Header{Name: "x.git"}), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// below lists the paths below dir that have an element of a name, in whatever case.
+func below(t *testing.T, dir, name string) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if strings.Contains(strings.ToLower(path), "/"+name) {
+			all = append(all, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
 // TestExtract holds that a tar writes nowhere but into its directory, and that a second one replaces the first.
 func TestExtract(t *testing.T) {
 	outside := t.TempDir()
@@ -59,7 +118,7 @@ func TestExtract(t *testing.T) {
 	} {
 		dir := filepath.Join(outside, "in")
 		root := openRoot(t, dir)
-		if err := extract(root, tarOf(t, headers...)); err == nil {
+		if err := extract(root, tarOf(t, headers...), false); err == nil {
 			t.Errorf("%s: it was extracted", name)
 		}
 		_ = root.Close()
@@ -80,7 +139,7 @@ func TestExtract(t *testing.T) {
 			tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o700}, tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o555}, tar.Header{Name: "d/f", Mode: 0o4755},
 			tar.Header{Name: "h", Typeflag: tar.TypeLink, Linkname: "d/f"}, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: filepath.Join(outside, "target")},
 			tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}, tar.Header{Name: "again", Typeflag: tar.TypeSymlink, Linkname: filepath.Join(outside, "target")},
-			tar.Header{Name: "again"}))
+			tar.Header{Name: "again"}), false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -151,6 +151,7 @@ func (a *app) attach(ctx context.Context, c *client.Client, job api.Job, s api.S
 			a.say(s.TTY, "%s", j.Detail)
 		}
 	}
+	t.Notice = func(text string) { a.say(s.TTY, "%s", text) }
 	done := make(chan struct{})
 	defer close(done)
 	go func() {

@@ -222,6 +222,7 @@ func echo(at **api.Attachments) func(context.Context, runner.Request, []string, 
 			return runner.Result{Outcome: runner.Errored, Message: err.Error()}
 		}
 		_, _ = io.WriteString(session.Stream(ctx, runner.Stderr), "done\n")
+		_, _ = io.WriteString(session.Stream(ctx, runner.Notice), "cache k: saved\n")
 		return runner.Result{Outcome: runner.Succeeded, ExitCode: 0}
 	}
 }
@@ -245,17 +246,18 @@ func TestAttachDuplex(t *testing.T) {
 	seed := [32]byte{1}
 	sent, got := sha256.New(), sha256.New()
 	var stderr bytes.Buffer
-	states := 0
+	states, notices := 0, ""
 	job, err := c.Attach(t.Context(), id, client.Terminal{
 		Stdin:  io.TeeReader(io.LimitReader(rand.NewChaCha8(seed), size), sent),
 		Stdout: got, Stderr: &stderr,
-		State: func(api.Job) { states++ },
+		State:  func(api.Job) { states++ },
+		Notice: func(text string) { notices += text },
 	})
 	if err != nil || job.Result == nil || job.Result.Outcome != runner.Succeeded {
 		t.Fatal(job, err)
 	}
-	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) || stderr.String() != "done\n" {
-		t.Errorf("what came back is not what was sent; %q", stderr.String())
+	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) || stderr.String() != "done\n" || notices != "cache k: saved" {
+		t.Errorf("what came back is not what was sent; %q, %q", stderr.String(), notices)
 	}
 	// Once more: it is over, and says so.
 	if job, err := c.Attach(t.Context(), id, client.Terminal{}); err != nil || job.Result == nil {

@@ -23,7 +23,7 @@ func attachOperation() *huma.Operation {
 	return &huma.Operation{
 		Method: http.MethodPost, Path: "/v1/jobs/{id}/attach", OperationID: "attach", Summary: "Be the terminal of an attached job",
 		Description: "The connection is upgraded to " + Protocol + ": frames in both directions. The client sends 0x10 stdin, 0x11 end of stdin, 0x12 signal, 0x13 resize; " +
-			"the server 1 stdout, 2 stderr, 0x20 window, 0x21 state, 0x22 result, 0x23 error. The client may send 262,144 bytes of standard input, and more as windows come. " +
+			"the server 1 stdout, 2 stderr, 3 a sentence of runnerd's own about the job, 0x20 window, 0x21 state, 0x22 result, 0x23 error. The client may send 262,144 bytes of standard input, and more as windows come. " +
 			"The job is cancelled when the client goes away before the result.",
 		Parameters: []*huma.Param{
 			{Name: "id", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}},

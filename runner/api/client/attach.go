@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -26,6 +27,7 @@ type Terminal struct {
 	Signals        <-chan syscall.Signal
 	Resize         <-chan sandbox.WindowSize
 	State          func(api.Job) // told of each change of state
+	Notice         func(string)  // told what runnerd says of the job meanwhile: a line
 }
 
 // Attach is the terminal of a job until it is finished, and returns how it ended. When ctx ends, the job is
@@ -189,6 +191,10 @@ func (a *attached) receive(frames *api.FrameReader, t Terminal) (job api.Job, er
 			err = output(t.Stdout, f.Data)
 		case api.FrameType(runner.Stderr):
 			err = output(t.Stderr, f.Data)
+		case api.FrameType(runner.Notice):
+			if t.Notice != nil {
+				t.Notice(strings.TrimSuffix(string(f.Data), "\n"))
+			}
 		case api.FrameWindow:
 			a.mu.Lock()
 			a.credit += int(binary.BigEndian.Uint32(append(f.Data, 0, 0, 0, 0)))
