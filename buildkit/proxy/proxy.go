@@ -51,7 +51,9 @@ type Config struct {
 	// Frontends are the images that "# syntax=" lines may name beside docker/dockerfile. The built-in
 	// frontend serves them all.
 	Frontends []string
-	Log       *slog.Logger // nil: nothing is logged
+	// Engine gets the images that buildx would load into an engine. nil: buildx loads them, as tars.
+	Engine Engine
+	Log    *slog.Logger // nil: nothing is logged
 }
 
 // Proxy serves one job.
