@@ -35,6 +35,8 @@ func TestDockerLoad(t *testing.T) {
 		{"OCI file", `docker build --output type=oci,dest=f.tar . && tar -tf f.tar | grep -c oci-layout; test $(events pull) = 0`, "1"},
 		{"several outputs", `docker buildx build --load --output type=local,dest=out -t it . && cat out/b >&2 && docker run --rm it; test $(events load) = 0`, "built"},
 		{"push and load", `docker buildx build --push --load -t $registry/it/both:1 . && docker run --rm $registry/it/both:1`, "built"},
+		{"another engine", `docker context create inner --docker host=unix:///var/run/docker.sock >&2
+			docker --context inner build -t it . >&2; docker -H unix:///run/docker.sock build -t it . >&2; DOCKER_CONTEXT=inner docker build -t it . >&2; echo $(events load)`, "3"},
 		{"with provenance", `docker build --provenance mode=max -t it . && docker run --rm it`, "built"},
 		{"bake", `sed s/built/other/ Dockerfile >Second
 			printf 'group "default" { targets = ["one", "two"] }\ntarget "one" { tags = ["one"] }\ntarget "two" {\n dockerfile = "Second"\n tags = ["two"]\n}\n' >docker-bake.hcl

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
+	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -157,5 +160,52 @@ func TestLoadFails(t *testing.T) {
 	_, c = serve(t, Config{Lease: b.lease, Engine: d})
 	if _, err := control.NewControlClient(c).Solve(t.Context(), request("t")); status.Code(err) != codes.Internal || len(d.loaded) != 0 {
 		t.Errorf("an answer without a digest: %v, loaded %q", err, d.loaded)
+	}
+}
+
+// TestOtherEngine has clients that were told to load into another engine than the sandbox's.
+func TestOtherEngine(t *testing.T) {
+	for text, want := range map[string]bool{
+		"PATH=/bin\nHOME=/": false, "DOCKER_HOST=": false, "DOCKER_HOST=unix:///var/run/docker.sock": false, "DOCKER_CONTEXT=default": false,
+		"A=b\nDOCKER_HOST=tcp://inner:2375": true, "DOCKER_CONTEXT=inner": true,
+	} {
+		if got := namesEngine(strings.Split(text, "\n")); got != want {
+			t.Errorf("the environment %q: %v", text, got)
+		}
+	}
+	for text, want := range map[string]bool{
+		"docker-buildx buildx build -c x .": false, "docker-buildx": false, "docker-buildx --debug buildx bake": false,
+		"docker-buildx -H tcp://inner buildx build .": true, "docker-buildx -Htcp://inner buildx build": true,
+		"docker-buildx --context=inner buildx build .": true, "docker-buildx -c inner buildx build .": true,
+	} {
+		if got := flagsEngine(strings.Fields(text)); got != want {
+			t.Errorf("the arguments %q: %v", text, got)
+		}
+	}
+}
+
+const asClient = "RUNNERD_TEST_SOLVE_AT"
+
+// TestOtherEngineIsLeftAlone solves from processes with an environment of their own.
+func TestOtherEngineIsLeftAlone(t *testing.T) {
+	request := &control.SolveRequest{Ref: "r", Exporters: []*control.Exporter{exporter("oci", loadMark, "true")}}
+	if socket := os.Getenv(asClient); socket != "" {
+		if _, err := control.NewControlClient(dial(t, socket)).Solve(t.Context(), request); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	for host, want := range map[string]int{"unix:///var/run/docker.sock": 1, "tcp://inner:2375": 0} {
+		b, d := newBuildkitd(t), &dockerd{}
+		b.built = map[string]string{"containerimage.digest": loadedDigest}
+		_, c := serve(t, Config{Lease: b.lease, Engine: d})
+		cmd := exec.Command(os.Args[0], "-test.run", "^TestOtherEngineIsLeftAlone$")
+		cmd.Env = []string{asClient + "=" + strings.TrimPrefix(c.Target(), "unix://"), "DOCKER_HOST=" + host}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if len(d.loaded) != want {
+			t.Errorf("%s: loaded %q", host, d.loaded)
+		}
 	}
 }
