@@ -33,7 +33,7 @@ const (
 // repository of that scope, which both of them may use.
 type jobEngine struct {
 	sandbox    sandbox.Dialer
-	repository string
+	repository string        // empty: the job belongs to no scope
 	address    string        // of the registry, host:port
 	loads      chan struct{} // held while an image is loaded
 	naming     chan struct{} // held while images get names
@@ -44,14 +44,18 @@ func (a *assembly) jobEngine(sb sandbox.Sandbox, j runner.Job) (*jobEngine, erro
 	if !ok {
 		return nil, fmt.Errorf("the engine of %T cannot be reached", sb)
 	}
-	return &jobEngine{
-		sandbox: dialer, repository: a.registryHost() + "/" + registry.CacheRepository(j.Scope, "load"), address: a.mirror(),
-		loads: make(chan struct{}, maxLoads), naming: make(chan struct{}, 1),
-	}, nil
+	e := &jobEngine{sandbox: dialer, address: a.mirror(), loads: make(chan struct{}, maxLoads), naming: make(chan struct{}, 1)}
+	if !j.Scope.IsZero() {
+		e.repository = a.registryHost() + "/" + registry.CacheRepository(j.Scope, "load")
+	}
+	return e, nil
 }
 
 // Repository implements proxy.Engine. The registry may be configured to listen where sandboxes do not reach it.
 func (e *jobEngine) Repository(ctx context.Context) (string, error) {
+	if e.repository == "" {
+		return "", errors.New("the job belongs to no project")
+	}
 	ctx, cancel := context.WithTimeout(ctx, reachTime)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.address)
