@@ -31,6 +31,9 @@ const (
 	cachePrefix   = "cache/"   // cache/SCOPE-ID/…: build caches
 )
 
+// CacheRepository is a repository that a scope writes, and only it and the one below it read.
+func CacheRepository(s scope.Scope, name string) string { return cachePrefix + s.ID() + "/" + name }
+
 // actor is who asks. The zero actor is nobody, and may nothing.
 type actor struct {
 	operator bool

@@ -51,7 +51,9 @@ type Config struct {
 	// Frontends are the images that "# syntax=" lines may name beside docker/dockerfile. The built-in
 	// frontend serves them all.
 	Frontends []string
-	Log       *slog.Logger // nil: nothing is logged
+	// Engine gets the images that buildx would load into an engine. nil: buildx loads them, as tars.
+	Engine Engine
+	Log    *slog.Logger // nil: nothing is logged
 }
 
 // Proxy serves one job.
@@ -96,7 +98,7 @@ func New(cfg Config) *Proxy {
 // Serve answers at a socket, in the background, until Close, which closes it.
 func (p *Proxy) Serve(l net.Listener) {
 	p.served.Go(func() {
-		if err := p.server.Serve(netutil.LimitListener(l, maxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		if err := p.server.Serve(netutil.LimitListener(clients{l}, maxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			p.cfg.Log.Warn("a job's builder is no longer offered", "error", err)
 		}
 	})

@@ -29,6 +29,7 @@ type buildkitd struct {
 	mu     sync.Mutex
 	calls  []string
 	solve  *control.SolveRequest // the last
+	built  map[string]string     // what the answer to one says
 	leases int
 	ended  int // of the calls to Status, which go on for as long as their clients
 }
@@ -62,7 +63,12 @@ func (b *buildkitd) handle(_ any, s grpc.ServerStream) error {
 		}
 		b.mu.Lock()
 		b.solve = r
+		var err error
+		answer, err = proto.Marshal(&control.SolveResponse{ExporterResponse: b.built})
 		b.mu.Unlock()
+		if err != nil {
+			return err
+		}
 	case controlService + "Status":
 		<-s.Context().Done()
 		b.mu.Lock()

@@ -40,7 +40,7 @@ var rules = map[string]rule{
 	controlService + "Info":               {},
 	controlService + "ListWorkers":        {},
 	controlService + "Session":            {metadata: (*Proxy).openSession, streams: true, limit: func(p *Proxy) chan struct{} { return p.open }},
-	controlService + "Solve":              {request: decoded((*Proxy).checkSolve), call: explained, limit: func(p *Proxy) chan struct{} { return p.solves }},
+	controlService + "Solve":              {request: decoded((*Proxy).checkSolve), call: solve, limit: func(p *Proxy) chan struct{} { return p.solves }},
 	controlService + "Status":             {request: decoded((*Proxy).checkStatus)},
 	controlService + "ListenBuildHistory": {response: (*Proxy).ownHistory},
 	controlService + "UpdateBuildHistory": {request: decoded((*Proxy).checkHistoryUpdate)},

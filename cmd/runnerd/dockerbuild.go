@@ -77,9 +77,13 @@ func (a *assembly) offerBuilder(ctx context.Context, sb sandbox.Sandbox, j runne
 	if err != nil {
 		return nil, err
 	}
+	engine, err := a.jobEngine(sb, j)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
 	p := proxy.New(proxy.Config{
 		Lease:     func(ctx context.Context) (proxy.Worker, error) { return a.leaseFor(ctx, j) },
-		Frontends: a.config.Builder.Frontends, Log: a.log.With("component", "proxy", "job", j.ID),
+		Frontends: a.config.Builder.Frontends, Engine: engine, Log: a.log.With("component", "proxy", "job", j.ID),
 	})
 	p.Serve(l)
 	return withBuilder{Sandbox: sb, proxy: p}, nil
