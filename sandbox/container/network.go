@@ -186,32 +186,34 @@ func loopbackUp(netns *os.File) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		defer func() {
-			if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
-				runtime.UnlockOSThread()
-			}
-		}()
-		done <- func() error {
-			if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("enter network namespace: %w", err)
-			}
-			socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(socket)
-			request, err := unix.NewIfreq("lo")
-			if err != nil {
-				return err
-			}
-			request.SetUint16(unix.IFF_UP)
-			if err := unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request); err != nil {
-				return fmt.Errorf("set loopback up: %w", err)
-			}
-			return nil
-		}()
+		err := raiseLoopback(netns)
+		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
 	}()
 	return <-done
+}
+
+// raiseLoopback enters a network namespace and sets lo up in it. It leaves the thread there.
+func raiseLoopback(netns *os.File) error {
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(socket)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	return nil
 }
 
 // uplinkMTU is the smallest MTU of the machine's interfaces that are up, other than loopback: what gets
