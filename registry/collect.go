@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -70,7 +69,7 @@ func (r *Registry) collect(ctx context.Context) error {
 	r.collecting.Lock()
 	defer r.collecting.Unlock()
 	for _, dir := range []string{"repositories", "blobs"} { // where the collector stops if nothing was pushed yet
-		if _, err := os.Stat(filepath.Join(r.root, "docker", "registry", "v2", dir)); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(storageDir(r.root, dir)); errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 	}

@@ -182,7 +182,12 @@ func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, a actor) {
 
 // repositoryDir is where distribution keeps a repository, beside those whose names begin with its own.
 func (r *Registry) repositoryDir(repository string) string {
-	return filepath.Join(r.root, "docker", "registry", "v2", "repositories", filepath.FromSlash(repository))
+	return filepath.Join(storageDir(r.root, "repositories"), filepath.FromSlash(repository))
+}
+
+// storageDir is where distribution keeps "repositories" or "blobs".
+func storageDir(root, what string) string {
+	return filepath.Join(root, "docker", "registry", "v2", what)
 }
 
 // empty drops all that a repository holds. Its blobs are collected as garbage.

@@ -83,7 +83,7 @@ func (r *Registry) verify(d digest.Digest) (bool, error) {
 
 // blobFile is where distribution keeps a blob.
 func (r *Registry) blobFile(d digest.Digest) string {
-	return filepath.Join(r.root, "docker", "registry", "v2", "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded(), "data")
+	return filepath.Join(storageDir(r.root, "blobs"), d.Algorithm().String(), d.Encoded()[:2], d.Encoded(), "data")
 }
 
 // forgetBlob makes the next read of a blob verify it.

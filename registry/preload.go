@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -42,7 +43,7 @@ func (r *Registry) Preload(ctx context.Context, dir string) error {
 		return fmt.Errorf("preload images from %s: %w", dir, err)
 	}
 	r.layouts.add(dir)
-	l := loader{root: r.root, handler: r.Handler(), client: remote.WithTransport(inProcess{r.Handler()}), adopt: r.owners.adopt}
+	l := loader{registry: r, client: remote.WithTransport(inProcess{r.Handler()})}
 	var failed []error
 	for _, d := range m.Manifests {
 		if err := l.load(ctx, index, d); err != nil {
@@ -86,10 +87,8 @@ func (r *Registry) reload(ctx context.Context, repository string) {
 }
 
 type loader struct {
-	root    string
-	handler http.Handler
-	client  remote.Option
-	adopt   func(repository string) error
+	registry *Registry
+	client   remote.Option
 }
 
 func (l loader) load(ctx context.Context, index v1.ImageIndex, d v1.Descriptor) error {
@@ -97,7 +96,7 @@ func (l loader) load(ctx context.Context, index v1.ImageIndex, d v1.Descriptor) 
 	if err != nil {
 		return err
 	}
-	if err := l.adopt(repository); err != nil {
+	if err := l.registry.owners.adopt(repository); err != nil {
 		return err
 	}
 	to, err := name.NewTag(host+"/"+repository+":"+tag, name.StrictValidation)
@@ -164,16 +163,15 @@ func place(ref string) (repository, tag string, err error) {
 // discardCut deletes a stored blob that a crashed machine cut short. distribution itself takes whatever lies
 // under a digest's name for the whole, and would not write it again.
 func (l loader) discardCut(ctx context.Context, repository string, d v1.Descriptor) error {
-	hex := d.Digest.Hex
-	dir := filepath.Join(l.root, "docker", "registry", "v2", "blobs", d.Digest.Algorithm, hex[:2], hex)
-	info, err := os.Stat(filepath.Join(dir, "data"))
+	file := l.registry.blobFile(digest.Digest(d.Digest.String()))
+	info, err := os.Stat(file)
 	if err != nil || info.Size() == d.Size {
 		return nil // not there, or only not linked to this repository
 	}
 	if _, err := l.ask(ctx, http.MethodDelete, repository, "blobs/"+d.Digest.String(), ""); err != nil {
 		return err
 	}
-	return os.RemoveAll(dir)
+	return os.RemoveAll(filepath.Dir(file))
 }
 
 // has reports whether the registry has what, with d's digest and size.
@@ -191,7 +189,7 @@ func (l loader) ask(ctx context.Context, method, repository, what, accept string
 	if accept != "" {
 		req.Header.Set("Accept", accept)
 	}
-	return inProcess{l.handler}.RoundTrip(req)
+	return inProcess{l.registry.Handler()}.RoundTrip(req)
 }
 
 func contentLength(h http.Header) int64 {

@@ -48,7 +48,7 @@ func (r *Registry) purge(ctx context.Context) {
 // purgeUploads deletes uploads under root last written before then.
 func purgeUploads(ctx context.Context, root string, then time.Time) error {
 	var failed []error
-	err := filepath.WalkDir(filepath.Join(root, "docker", "registry", "v2", "repositories"), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(storageDir(root, "repositories"), func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()

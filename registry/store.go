@@ -79,9 +79,7 @@ func (s store) Entries(ctx context.Context) ([]budget.Entry, error) {
 		}
 		used := r.uses.of(e.ID)
 		e.LastUsed, e.Uses = used.Last, used.Count
-		if e.LastUsed.Before(e.Created) {
-			e.LastUsed = e.Created
-		}
+		e.LastUsed = e.LastUse()
 		e.InUse = time.Since(e.LastUsed) < leaseTime
 		all = append(all, e)
 		return nil
