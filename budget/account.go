@@ -83,7 +83,7 @@ func (b *Budget) Account(ctx context.Context) (Account, error) {
 				continue
 			}
 			s.Removable += e.Bytes
-			if used := lastUse(e); s.OldestUse.IsZero() || used.Before(s.OldestUse) {
+			if used := e.LastUse(); s.OldestUse.IsZero() || used.Before(s.OldestUse) {
 				s.OldestUse = used
 			}
 		}

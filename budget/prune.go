@@ -148,6 +148,9 @@ func (b *Budget) shrunk(freed int64) {
 func (b *Budget) gone(ctx context.Context, removed []Listed) []Listed {
 	there := map[key]bool{}
 	for _, g := range b.gauges {
+		if !slices.ContainsFunc(removed, func(l Listed) bool { return l.Store == g.store.Name() }) {
+			continue
+		}
 		entries, _ := g.store.Entries(ctx)
 		for _, e := range entries {
 			there[key{g.store.Name(), e.ID}] = true
@@ -200,7 +203,7 @@ func (b *Budget) list(ctx context.Context, r Request) (map[string][]Entry, error
 
 // may reports whether the request is about an entry.
 func (b *Budget) may(r Request, e Entry) bool {
-	idle := time.Since(lastUse(e))
+	idle := time.Since(e.LastUse())
 	if r.policy && r.free <= 0 && idle < b.cfg.Limits.MinAge {
 		return false
 	}

@@ -33,3 +33,11 @@ type Entry struct {
 	// Needs are the entries of the same store that this one keeps from being removed, such as the layers below it.
 	Needs []string `json:"needs,omitempty"`
 }
+
+// LastUse is when the entry was used last: making it counts.
+func (e Entry) LastUse() time.Time {
+	if e.LastUsed.Before(e.Created) {
+		return e.Created
+	}
+	return e.LastUsed
+}

@@ -25,18 +25,10 @@ const minSpan = time.Minute
 // used alike the larger one is worth less a byte.
 func value(e Entry, now time.Time) float64 {
 	lived := max(now.Sub(e.Created), minSpan).Seconds()
-	idle := max(now.Sub(lastUse(e)), minSpan).Seconds()
+	idle := max(now.Sub(e.LastUse()), minSpan).Seconds()
 	rate := math.Sqrt(float64(e.Uses+1) / lived / idle)
 	size := float64(max(e.Bytes, 1))
 	return rate * (refetchFixed.Seconds() + size/refetchRate) / size
-}
-
-// lastUse is when the entry was used last: making it counts.
-func lastUse(e Entry) time.Time {
-	if e.LastUsed.Before(e.Created) {
-		return e.Created
-	}
-	return e.LastUsed
 }
 
 // key names an entry of all stores.
@@ -103,8 +95,8 @@ func (o *order) Less(i, j int) bool {
 	switch {
 	case a.value != b.value:
 		return a.value < b.value
-	case !lastUse(a.Entry).Equal(lastUse(b.Entry)): // within minSpan all are worth the same
-		return lastUse(a.Entry).Before(lastUse(b.Entry))
+	case !a.LastUse().Equal(b.LastUse()): // within minSpan all are worth the same
+		return a.LastUse().Before(b.LastUse())
 	case a.store != b.store:
 		return a.store < b.store
 	}

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"strings"
-	"syscall"
 
 	"github.com/runnerd/runnerd/budget"
 )
@@ -21,32 +18,11 @@ func (s *Store) Local() bool { return s.dir != "" }
 func (s *Store) Name() string { return "ci-cache" }
 
 // Usage is what the store takes on this machine's disk, in bytes: nothing if its bucket is elsewhere.
-func (s *Store) Usage(context.Context) (n int64, err error) {
+func (s *Store) Usage(ctx context.Context) (int64, error) {
 	if !s.Local() {
 		return 0, nil
 	}
-	root, err := os.OpenRoot(s.dir)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = root.Close() }()
-	err = fs.WalkDir(root.FS(), ".", func(_ string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		fi, err := d.Info()
-		if err != nil {
-			return nil // it is gone
-		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-			n += st.Blocks * 512
-		}
-		return nil
-	})
-	return n, err
+	return budget.DiskUsage(ctx, s.dir)
 }
 
 // blockSize is that of usual file systems, in bytes.

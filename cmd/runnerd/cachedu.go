@@ -128,11 +128,7 @@ func entryRows(entries []budget.Listed) [][]string {
 		if e.Scope != "" {
 			scope = short(e.Scope, 60)
 		}
-		used := e.LastUsed
-		if used.Before(e.Created) {
-			used = e.Created
-		}
-		rows = append(rows, []string{e.Store, short(e.ID, 24), budget.Text(e.Bytes), strconv.FormatInt(e.Uses, 10), ago(used), scope, state, short(e.Description, 120)})
+		rows = append(rows, []string{e.Store, short(e.ID, 24), budget.Text(e.Bytes), strconv.FormatInt(e.Uses, 10), ago(e.LastUse()), scope, state, short(e.Description, 120)})
 	}
 	return rows
 }
