@@ -36,6 +36,11 @@ func (w Written) left(u *client.UsageInfo) bool {
 	return strings.HasPrefix(u.Description, "mount ") && strings.HasSuffix(u.Description, " from exec "+strings.Join(w.Args, " "))
 }
 
+// anyLeft tells whether one of the steps has left a record.
+func anyLeft(written []Written, u *client.UsageInfo) bool {
+	return slices.ContainsFunc(written, func(w Written) bool { return w.left(u) })
+}
+
 // Removed is a record that was taken out of a worker.
 type Removed struct {
 	ID          string `json:"id"`
@@ -52,7 +57,7 @@ func Revoke(ctx context.Context, c *client.Client, written []Written, dry bool) 
 	}
 	doomed := map[string]*client.UsageInfo{}
 	for _, u := range records {
-		if slices.ContainsFunc(written, func(w Written) bool { return w.left(u) }) {
+		if anyLeft(written, u) {
 			doomed[u.ID] = u
 		}
 	}
@@ -75,7 +80,7 @@ func Revoke(ctx context.Context, c *client.Client, written []Written, dry bool) 
 	if dry || len(filters) == 0 {
 		return removed, nil
 	}
-	if err := c.Prune(ctx, nil, client.PruneAll, withFilter(filters)); err != nil {
+	if err := c.Prune(ctx, nil, client.PruneAll, client.WithFilter(filters)); err != nil {
 		return nil, fmt.Errorf("remove from the builder's cache: %w", err)
 	}
 	if records, err = c.DiskUsage(ctx); err != nil {
@@ -94,10 +99,6 @@ func Revoke(ctx context.Context, c *client.Client, written []Written, dry bool) 
 	return removed, nil
 }
 
-type withFilter []string
-
-func (f withFilter) SetPruneOption(info *client.PruneInfo) { info.Filter = f }
-
 // Size is how many bytes of a worker's disk steps have written.
 func Size(ctx context.Context, c *client.Client, written []Written) (bytes int64, err error) {
 	records, err := c.DiskUsage(ctx)
@@ -105,7 +106,7 @@ func Size(ctx context.Context, c *client.Client, written []Written) (bytes int64
 		return 0, fmt.Errorf("list the builder's cache: %w", err)
 	}
 	for _, u := range records {
-		if slices.ContainsFunc(written, func(w Written) bool { return w.left(u) }) {
+		if anyLeft(written, u) {
 			bytes += u.Size
 		}
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -23,8 +22,7 @@ import (
 )
 
 // buildPayload is the payload of a job that builds one target. Its secrets are kept in the queue's memory, in
-// the order of SecretIDs, and then for each of Registries its credentials as HTTP's basic authentication has
-// them, and the password alone, so that both are masked.
+// the order of SecretIDs, and then for each of Registries its api.Credentials.Secrets.
 type buildPayload struct {
 	Plan       buildkit.Plan `json:"plan"`
 	Target     string        `json:"target"`
@@ -45,12 +43,11 @@ func (p buildPayload) secrets(values []string) (auth map[string]buildkit.Credent
 	}
 	auth = map[string]buildkit.Credentials{}
 	for i, host := range p.Registries {
-		basic, err := base64.StdEncoding.DecodeString(values[len(p.SecretIDs)+2*i])
+		c, err := api.ReadCredentials(host, values[len(p.SecretIDs)+2*i:])
 		if err != nil {
-			return nil, nil, fmt.Errorf("read the credentials for %s: %w", host, err)
+			return nil, nil, err
 		}
-		user, password, _ := strings.Cut(string(basic), ":")
-		auth[host] = buildkit.Credentials{Username: user, Password: password}
+		auth[host] = buildkit.Credentials(c)
 	}
 	return auth, secrets, nil
 }
@@ -131,7 +128,7 @@ func credentialsOf(plan buildkit.Plan, b api.Build) (registries, secrets []strin
 	for _, host := range plan.Registries(b.Push) {
 		if c, ok := b.Registries[host]; ok {
 			registries = append(registries, host)
-			secrets = append(secrets, base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password)), c.Password)
+			secrets = append(secrets, c.Secrets()...)
 		}
 	}
 	return registries, secrets

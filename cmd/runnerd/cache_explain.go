@@ -84,14 +84,18 @@ func writeExplanation(w io.Writer, e ledger.Explanation, files bool) error {
 	}
 	rows = [][]string{{"STORE", "USE", "ENTRY"}}
 	for _, u := range e.Uses {
-		how := "read"
-		if u.Wrote {
-			how = "wrote"
-		}
-		rows = append(rows, []string{u.Store, how, printable(u.Entry)})
+		rows = append(rows, []string{u.Store, useOf(u.Wrote), printable(u.Entry)})
 	}
 	_, _ = fmt.Fprintln(w)
 	return writeTable(w, rows)
+}
+
+// useOf is what a job has done with an entry.
+func useOf(wrote bool) string {
+	if wrote {
+		return "wrote"
+	}
+	return "read"
 }
 
 func resultColour(r ledger.Result) string {

@@ -65,11 +65,7 @@ func writeRevoked(w io.Writer, r api.Revoked) error {
 	}
 	rows := [][]string{{"JOB", "USE", "TIME", "SCOPE", "TARGET", "DIGEST"}}
 	for _, u := range r.Users {
-		how := "read"
-		if u.Wrote {
-			how = "wrote"
-		}
-		rows = append(rows, []string{u.Job, how, u.At.Local().Format(time.DateTime), short(u.Scope.String(), 60), short(dash(u.Target), 40), dash(u.Digest)})
+		rows = append(rows, []string{u.Job, useOf(u.Wrote), u.At.Local().Format(time.DateTime), short(u.Scope.String(), 60), short(dash(u.Target), 40), dash(u.Digest)})
 	}
 	_, _ = fmt.Fprintln(w)
 	return writeTable(w, rows)

@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/runnerd/runnerd/runner/api"
@@ -92,10 +93,8 @@ func eachOption(text string, fn func(key, value string) error) error {
 }
 
 func oneOf(value string, values ...string) error {
-	for _, v := range values {
-		if v == value {
-			return nil
-		}
+	if slices.Contains(values, value) {
+		return nil
 	}
 	return fmt.Errorf("%q is not one of %s", value, strings.Join(values, ", "))
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -66,11 +65,11 @@ func newSharing(c config.CacheShare, l *ledger.Ledger, workers *buildkit.Workers
 	}
 	s.ref = named.Name()
 	if c.PasswordFile != "" {
-		password, err := os.ReadFile(c.PasswordFile)
+		password, err := readPassword(c.PasswordFile)
 		if err != nil {
 			return nil, fmt.Errorf("builder.share.password_file: %w", err)
 		}
-		s.auth[reference.Domain(named)] = buildkit.Credentials{Username: c.Username, Password: strings.TrimSpace(string(password))}
+		s.auth[reference.Domain(named)] = buildkit.Credentials{Username: c.Username, Password: password}
 	}
 	return s, nil
 }
@@ -176,12 +175,10 @@ func (s *sharing) end(ref string) {
 }
 
 func (s *sharing) export(lease *buildkit.Lease, b buildkit.Build, e ledger.Export) {
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-s.ctx.Done():
+	if take(s.ctx, s.turn) != nil {
 		return
 	}
+	defer func() { <-s.turn }()
 	ctx, cancel := context.WithTimeoutCause(s.ctx, exportTime, errors.New("it took too long"))
 	defer cancel()
 	b = b.Exporting(e.Ref)

@@ -113,7 +113,7 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 	}
 	hosts := []string{host}
 	if host == "" {
-		hosts = []string{"127.0.0.1", c.Network.Subnet.Masked().Addr().Next().String()}
+		hosts = []string{"127.0.0.1", a.gateway()}
 	}
 	// The gateway's address may come later than the socket.
 	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -137,10 +137,9 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gateway := net.JoinHostPort(a.gateway(), port)
 	if a.registry, err = registry.New(ctx, registry.Config{
 		Root: c.Registry.Root, Log: a.log.With("component", "registry"), Who: a.scopes.who, Shared: c.Registry.Shared,
-		Names: a.registryNames(), MirrorAt: []string{gateway},
+		Names: a.registryNames(), MirrorAt: []string{a.mirror()},
 		Upstreams: upstreams, Refresh: time.Duration(c.Registry.Mirror.Refresh),
 	}); err != nil {
 		return err
@@ -180,17 +179,22 @@ func (a *assembly) registryNames() []string {
 func upstreams(m config.Mirror) ([]registry.Upstream, error) {
 	var all []registry.Upstream
 	for _, u := range m.Upstreams {
-		up := registry.Upstream{Host: u.Host, URL: u.URL, Username: u.Username}
-		if u.PasswordFile != "" {
-			text, err := os.ReadFile(u.PasswordFile)
-			if err != nil {
-				return nil, fmt.Errorf("registry.mirror.upstreams: the password for %s: %w", u.Host, err)
-			}
-			up.Password = strings.TrimSpace(string(text))
+		password, err := readPassword(u.PasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("registry.mirror.upstreams: the password for %s: %w", u.Host, err)
 		}
-		all = append(all, up)
+		all = append(all, registry.Upstream{Host: u.Host, URL: u.URL, Username: u.Username, Password: password})
 	}
 	return all, nil
+}
+
+// readPassword reads a file that holds a password; none holds none.
+func readPassword(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(file)
+	return strings.TrimSpace(string(text)), err
 }
 
 // upstreamURLs are where the configured registries answer, by host.
@@ -243,9 +247,7 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 }
 
 // mirror is the registry as sandboxes reach it, registryHost as they name it.
-func (a *assembly) mirror() string {
-	return net.JoinHostPort(a.driver.Gateway().String(), strconv.Itoa(a.port))
-}
+func (a *assembly) mirror() string { return net.JoinHostPort(a.gateway(), strconv.Itoa(a.port)) }
 
 func (a *assembly) registryHost() string { return net.JoinHostPort(registryName, strconv.Itoa(a.port)) }
 
@@ -257,7 +259,7 @@ func (a *assembly) startBuilders(context.Context) error {
 		Image:  b.Image,
 		Cloner: filepath.Join(a.engines.Dir(), "runnerd-clone"),
 		Limits: sandbox.Limits{CPU: sandbox.MilliCPU(b.CPU), Memory: int64(b.Memory), PIDs: a.config.Limits.Max.PIDs, Disk: int64(b.Disk), Inodes: a.config.Limits.Max.Inodes},
-		Mirror: a.mirror(), MirrorOf: upstreamHosts(a.config.Registry.Mirror), Registry: a.registryHost(), RegistryAddress: a.driver.Gateway().String(),
+		Mirror: a.mirror(), MirrorOf: upstreamHosts(a.config.Registry.Mirror), Registry: a.registryHost(), RegistryAddress: a.gateway(),
 		Insecure: b.Insecure, KeepBytes: int64(b.Disk) / 5 * 4, IdleTimeout: time.Duration(b.Idle), Log: a.log.With("component", "buildkit"),
 		Disks: a.driver, Dir: filepath.Join(a.config.StateDir, "builders"),
 	})
@@ -445,7 +447,7 @@ func (a *assembly) scriptSandbox(ctx context.Context, j runner.Job, spec sandbox
 // registry by its name.
 func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
 	s.Volumes = map[string]string{"workspace": "/workspace"}
-	s.Hosts = map[string]string{registryName: a.driver.Gateway().String()}
+	s.Hosts = map[string]string{registryName: a.gateway()}
 	return sandbox.Open(ctx, nil, n, s, a.drivers, a.config.Policy.Sandbox())
 }
 

@@ -102,8 +102,7 @@ func (s *Server) submit(ctx context.Context, in *body[Submission]) (*body[Job], 
 	return s.found(ctx, r.ID)
 }
 
-// imageSecrets are a job's secrets, with the credentials for its image's registry at their end if it has some: as
-// HTTP's basic authentication has them, and the password by itself, so that both are hidden.
+// imageSecrets are a job's secrets, with the credentials for its image's registry at their end if it has some.
 func imageSecrets(r *runner.Request, sub Submission) []string {
 	named, err := reference.ParseNormalizedNamed(r.Image)
 	if err != nil {
@@ -115,7 +114,7 @@ func imageSecrets(r *runner.Request, sub Submission) []string {
 		return sub.Secrets
 	}
 	r.Registry = host
-	return append(slices.Clone(sub.Secrets), base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password)), c.Password)
+	return append(slices.Clone(sub.Secrets), c.Secrets()...)
 }
 
 // ImageCredentials are what imageSecrets has put at the end of a job's secrets.
@@ -126,9 +125,20 @@ func ImageCredentials(r runner.Request, secrets []string) (c Credentials, err er
 	if len(secrets) < 2 {
 		return c, fmt.Errorf("the credentials for %s are gone: submit the job again", r.Registry)
 	}
-	basic, err := base64.StdEncoding.DecodeString(secrets[len(secrets)-2])
+	return ReadCredentials(r.Registry, secrets[len(secrets)-2:])
+}
+
+// Secrets are the credentials as a job's secrets have them: as HTTP's basic authentication has them, and the password
+// by itself, so that both are hidden in logs.
+func (c Credentials) Secrets() []string {
+	return []string{base64.StdEncoding.EncodeToString([]byte(c.Username + ":" + c.Password)), c.Password}
+}
+
+// ReadCredentials reads what Secrets has made of the credentials for a host.
+func ReadCredentials(host string, secrets []string) (c Credentials, err error) {
+	basic, err := base64.StdEncoding.DecodeString(secrets[0])
 	if err != nil {
-		return c, fmt.Errorf("read the credentials for %s: %w", r.Registry, err)
+		return c, fmt.Errorf("read the credentials for %s: %w", host, err)
 	}
 	c.Username, c.Password, _ = strings.Cut(string(basic), ":")
 	return c, nil

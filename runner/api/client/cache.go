@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"net/http"
-	"net/url"
 
 	"github.com/runnerd/runnerd/budget"
 	"github.com/runnerd/runnerd/runner/api"
@@ -16,12 +15,7 @@ func (c *Client) Account(ctx context.Context) (budget.Account, error) {
 
 // CacheEntries lists what can be removed from the daemon's disk.
 func (c *Client) CacheEntries(ctx context.Context, f api.EntryFilter) ([]budget.Listed, error) {
-	q := url.Values{}
-	for k, v := range map[string]string{"store": f.Store, "scope": f.Scope} {
-		if v != "" {
-			q.Set(k, v)
-		}
-	}
+	q := queryOf(map[string]string{"store": f.Store, "scope": f.Scope})
 	return call[[]budget.Listed](ctx, c, http.MethodGet, "/v1/cache/entries", q, nil)
 }
 

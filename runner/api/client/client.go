@@ -153,14 +153,20 @@ func (c *Client) Job(ctx context.Context, id string) (api.Job, error) {
 	return call[api.Job](ctx, c, http.MethodGet, jobPath(id), nil, nil)
 }
 
-// Jobs lists jobs, the newest first.
-func (c *Client) Jobs(ctx context.Context, f api.Filter) ([]api.Job, error) {
+// queryOf are the values that are not empty.
+func queryOf(values map[string]string) url.Values {
 	q := url.Values{}
-	for k, v := range map[string]string{"state": f.State, "outcome": f.Outcome, "group": f.Group, "project": f.Project, "prefix": f.Prefix} {
+	for k, v := range values {
 		if v != "" {
 			q.Set(k, v)
 		}
 	}
+	return q
+}
+
+// Jobs lists jobs, the newest first.
+func (c *Client) Jobs(ctx context.Context, f api.Filter) ([]api.Job, error) {
+	q := queryOf(map[string]string{"state": f.State, "outcome": f.Outcome, "group": f.Group, "project": f.Project, "prefix": f.Prefix})
 	if f.Active {
 		q.Set("active", "true")
 	}
@@ -172,11 +178,7 @@ func (c *Client) Jobs(ctx context.Context, f api.Filter) ([]api.Job, error) {
 
 // Cancel cancels a job; reason is a sentence for people.
 func (c *Client) Cancel(ctx context.Context, id, reason string) (api.Job, error) {
-	q := url.Values{}
-	if reason != "" {
-		q.Set("reason", reason)
-	}
-	return call[api.Job](ctx, c, http.MethodPost, jobPath(id, "cancel"), q, nil)
+	return call[api.Job](ctx, c, http.MethodPost, jobPath(id, "cancel"), queryOf(map[string]string{"reason": reason}), nil)
 }
 
 // Wait waits until a job is finished.
