@@ -94,16 +94,7 @@ func (d *daemon) cacheEntries() (all []budget.Listed) {
 // TestDiskBudget has jobs fill a small disk: what is worth least goes before the next one is started, and never
 // anything under a job that runs.
 func TestDiskBudget(t *testing.T) {
-	disk := smallDisk(t, "2G")
-	state := filepath.Join(disk, "state")
-	if err := os.Mkdir(state, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	bin, err := filepath.Abs("../bin/runnerd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := startDaemonIn(t, bin, state, "disk: {budget: 850MiB, high: 90%, low: 70%, floor: 100MiB, min_age: 0s, wait: 90s}\nimages: {preload: ["+largeImages(t, 4, 60<<20)+"]}\n")
+	d, disk := startDaemonOnDisk(t, "2G", "disk: {budget: 850MiB, high: 90%, low: 70%, floor: 100MiB, min_age: 0s, wait: 90s}\nimages: {preload: ["+largeImages(t, 4, 60<<20)+"]}\n")
 	b := startBystander(d)
 	first := d.du()
 	t.Logf("at first: %+v", first)
@@ -150,7 +141,7 @@ func TestDiskBudget(t *testing.T) {
 		if g := d.du().Gap; g.Large || g.Bytes < -g.Tolerance {
 			t.Errorf("after real jobs: %+v", g)
 		}
-		unknown := filepath.Join(state, "unknown")
+		unknown := filepath.Join(d.state, "unknown")
 		if err := os.WriteFile(unknown, make([]byte, 300<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}

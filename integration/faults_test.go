@@ -439,10 +439,10 @@ func fill(t *testing.T, dir string) (empty func()) {
 	}
 }
 
-// TestFullStateDisk fills the disk of the state directory under a daemon: what runs goes on, new jobs are refused,
-// and all is well again when there is room.
-func TestFullStateDisk(t *testing.T) {
-	disk := smallDisk(t, "700M")
+// startDaemonOnDisk starts a daemon whose state directory lies on a disk of a size, and returns the disk's directory too.
+func startDaemonOnDisk(t *testing.T, size, config string) (*daemon, string) {
+	t.Helper()
+	disk := smallDisk(t, size)
 	state := filepath.Join(disk, "state")
 	if err := os.Mkdir(state, 0o711); err != nil {
 		t.Fatal(err)
@@ -451,7 +451,13 @@ func TestFullStateDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := startDaemonIn(t, bin, state, "images: {preload: ["+debianOnly(t)+"]}\n")
+	return startDaemonIn(t, bin, state, config), disk
+}
+
+// TestFullStateDisk fills the disk of the state directory under a daemon: what runs goes on, new jobs are refused,
+// and all is well again when there is room.
+func TestFullStateDisk(t *testing.T) {
+	d, disk := startDaemonOnDisk(t, "700M", "images: {preload: ["+debianOnly(t)+"]}\n")
 	d.want(0, "", "run", "--", "true") // the image is unpacked
 	b := startBystander(d)
 	type ended struct {
