@@ -29,14 +29,15 @@ const (
 // farmFiles are the bake files of newFarm.
 var farmFiles = []string{"docker-bake.hcl", "more.hcl"}
 
-// newFarm copies the farm together into one directory.
-func newFarm(t *testing.T) string {
-	farm := filepath.Join(scratchDir(t), "farm")
+// newFarm copies the farm together into one directory. Its images are called name/…: they belong to who pushes them first.
+func newFarm(t *testing.T, name string) string {
+	farm := filepath.Join(scratchDir(t), name)
 	for _, args := range [][]string{
 		{"cp", "-r", "../examples/farm", farm},
 		{"cp", "-r", "testdata/farm/.", farm},
 		// The peers have no registry that holds the frontend image; the built-in one is the same.
 		{"sed", "-i", "/^# syntax=/d", filepath.Join(farm, "services/Dockerfile")},
+		{"sed", "-i", "s#/farm/#/" + name + "/#", filepath.Join(farm, farmFiles[0]), filepath.Join(farm, farmFiles[1])},
 	} {
 		timed(t, exec.Command(args[0], args[1:]...))
 	}
@@ -46,37 +47,43 @@ func newFarm(t *testing.T) string {
 // benchFarm builds 20 real images and pushes them, in four ways: (a) each target as a job of ours, in a scope that
 // has built them before; (b) by hand with buildx on one buildkitd that has built them before; (c) each in a privileged
 // Docker Engine that a job starts and throws away, as CI users do today; (d) as (a) in a new scope, whose worker
-// has to be started too. Base images are in a registry on the machine for all; packages come over the network.
+// has to be started too; and as that in the first untrusted scope of the project, which stands on what the project trusts.
+// The time between the rounds is longer than an idle worker lives. Base images are in a registry on the machine for all; packages come over the network.
 func benchFarm(t *testing.T) {
-	farm := newFarm(t)
 	d := startDaemon(t, "builder: {idle: 1m}\n")
 	registry := fmt.Sprintf("127.0.0.1:%d", host.port)
-	build := func(project string) time.Duration {
-		args := []string{"build", "--push", "--progress", "quiet", "--project", project, "--var", "VERSION=bench", farm}
+	build := func(project, farm string, flags ...string) time.Duration {
+		args := append([]string{"build", "--push", "--progress", "quiet", "--project", project, "--var", "VERSION=bench", farm}, flags...)
 		for _, file := range farmFiles {
 			args = append(args, "--file", filepath.Join(farm, file))
 		}
 		return timed(t, d.command(append(args, farmTargets...)...))
 	}
-	newScope := func(round int) time.Duration { return build(fmt.Sprintf("farm-%d", round)) }
-	warm := func() time.Duration { return newScope(0) }
+	newScope := func(round int) time.Duration {
+		name := fmt.Sprintf("farm-%d", round)
+		return build(name, newFarm(t, name))
+	}
+	farm, proposal := newFarm(t, "farm"), newFarm(t, "proposal")
+	warm := func() time.Duration { return build("farm", farm) }
 	// The daemon is not new where the scope is: it has unpacked the builder's image.
 	timed(t, d.command("build", "--progress", "quiet", files(t, "Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")))
-	cold := []time.Duration{newScope(0)}
+	cold := []time.Duration{warm()}
 	compareFarmBuildx(t, farm, registry, warm)
 
 	engines := startOnlineDockerd(t)
 	engines.load(engine)
-	var again, privileged []time.Duration
+	var again, untrusted, privileged []time.Duration
 	for round := range coldRounds {
 		if round > 0 {
 			cold = append(cold, newScope(round))
 		}
 		again = append(again, warm())
+		untrusted = append(untrusted, build("farm", proposal, "--untrusted"))
 		privileged = append(privileged, engines.farmJobs(farm))
 	}
 	printPairs("the farm: warm scope / privileged dind, 4 jobs at once", again, privileged, 1.0/10)
 	printPairs("the farm: new scope / privileged dind, 4 jobs at once", cold, privileged, 1.0/5)
+	printPairs("the farm: new untrusted scope of a warm project / privileged dind", untrusted, privileged, 1.0/5)
 	printPairs("the farm: new scope / warm scope", cold, again, 0)
 }
 
