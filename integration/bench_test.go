@@ -78,7 +78,7 @@ func echo(t *testing.T, sb sandbox.Sandbox) {
 
 // newPool returns a function that takes a sandbox from a pool of one kind.
 func newPool(t *testing.T, kind sandbox.PoolKind) func() sandbox.Sandbox {
-	pool := sandbox.NewPool([]sandbox.PoolKind{kind}, openSandbox, slog.Default())
+	pool := sandbox.NewPool([]sandbox.PoolKind{kind}, sandbox.Spare{}, openSandbox, slog.Default())
 	t.Cleanup(func() {
 		if err := pool.Close(context.Background()); err != nil {
 			t.Error(err)

@@ -85,6 +85,9 @@ func startMirror(t *testing.T, bin, state, upstreams, config string) *daemon {
 	t.Helper()
 	file := filepath.Join(state, "runnerd.yaml")
 	text := "network: {subnet: 10.214.0.0/16}\nuid_range: {first: 1342177280}\nregistry: {address: \":0\", mirror: {upstreams: [" + upstreams + "]}}\ndrain: 2s\n" + config
+	if !strings.Contains(config, "spare:") {
+		text += "spare: {keep: 0s}\n" // tests look for what is left of a job while the daemon runs
+	}
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -361,6 +364,48 @@ func TestDisjointUIDs(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// TestSpare has a second job get what the first one made known: a sandbox that is ready, unless its image has changed.
+func TestSpare(t *testing.T) {
+	d := startDaemon(t, "spare: {size: 1}\n")
+	image := "registry.runnerd.internal:" + registryPort(t, "10.214.0.1") + "/team/spare"
+	build := func(version string) {
+		t.Helper()
+		if _, stderr, code := d.run("build", "--push", "-t", image, files(t, "Dockerfile", "FROM debian:bookworm-slim\nRUN echo "+version+" >/version\n")); code != 0 {
+			t.Fatal(stderr)
+		}
+	}
+	run := func() (version string, pooled bool) {
+		t.Helper()
+		stdout, stderr, code := d.run("run", "--image", image, "--", "sh", "-c", "cat /version /etc/hostname")
+		lines := strings.Fields(stdout)
+		if code != 0 || len(lines) != 2 {
+			t.Fatalf("exit code %d: %q %s", code, stdout, stderr)
+		}
+		return lines[0], strings.HasPrefix(lines[1], "pool-")
+	}
+	becomesPooled := func(want string) {
+		t.Helper()
+		for range 50 {
+			version, pooled := run()
+			if version != want {
+				t.Fatalf("the job has version %s of its image, want %s", version, want)
+			}
+			if pooled {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Error("no job got a sandbox of the pool")
+	}
+	build("one")
+	if version, pooled := run(); version != "one" || pooled {
+		t.Errorf("the first job: version %s, pooled %v", version, pooled)
+	}
+	becomesPooled("one")
+	build("two")
+	becomesPooled("two")
 }
 
 // TestKilledDaemon kills the daemon under running jobs, and looks for what is left after its next start.

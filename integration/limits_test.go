@@ -149,7 +149,7 @@ func TestLimits(t *testing.T) {
 		open := func(ctx context.Context, _ sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
 			return host.container.Start(ctx, nil, s)
 		}
-		pool := sandbox.NewPool([]sandbox.PoolKind{{Nesting: nesting, Spec: sandbox.Spec{Image: debian, Limits: limits}, Size: 1}}, open, slog.Default())
+		pool := sandbox.NewPool([]sandbox.PoolKind{{Nesting: nesting, Spec: sandbox.Spec{Image: debian, Limits: limits}, Size: 1}}, sandbox.Spare{}, open, slog.Default())
 		t.Cleanup(func() {
 			if err := pool.Close(context.Background()); err != nil {
 				t.Error(err)

@@ -10,6 +10,8 @@ type Pod interface {
 	// Add starts a container in the sandbox. It ends with the sandbox at the latest. ctx covers the start.
 	// On failure Add leaves nothing behind.
 	Add(ctx context.Context, c Companion) (Member, error)
+	// Companion is one of the Spec's companions, or one that was added and not closed since.
+	Companion(name string) (Member, bool)
 }
 
 // Companion is a container that is started beside the job's own in its sandbox.

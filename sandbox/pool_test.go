@@ -7,12 +7,13 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // fakeSandbox is adopted at most once, and closed at most once.
 type fakeSandbox struct {
-	id string
-	mu sync.Mutex
+	id, digest string
+	mu         sync.Mutex
 
 	adopted []Spec
 	closed  bool
@@ -33,6 +34,8 @@ func (f *fakeSandbox) Close(context.Context) error {
 	return nil
 }
 
+func (f *fakeSandbox) ImageDigest() string { return f.digest }
+
 func (f *fakeSandbox) Adopt(s Spec) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -49,7 +52,7 @@ func TestPool(t *testing.T) {
 			return sb, nil
 		}
 		nesting := Nesting{Container}
-		p := NewPool([]PoolKind{{Nesting: nesting, Spec: Spec{Image: "a", Limits: Limits{Disk: 10}}, Size: 2}}, open, slog.New(slog.DiscardHandler))
+		p := NewPool([]PoolKind{{Nesting: nesting, Spec: Spec{Image: "a", Limits: Limits{Disk: 10}}, Size: 2}}, Spare{}, open, slog.New(slog.DiscardHandler))
 		synctest.Wait()
 		if ready, size := p.Ready(); ready != 2 || size != 2 {
 			t.Fatalf("%d of %d ready", ready, size)
@@ -82,6 +85,88 @@ func TestPool(t *testing.T) {
 		for _, m := range made {
 			if taken := m == sb.(*fakeSandbox); m.closed == taken {
 				t.Errorf("%s: taken %v, closed %v", m.id, taken, m.closed)
+			}
+		}
+	})
+}
+
+// TestPoolLearns has jobs ask for what no pool is configured for.
+func TestPoolLearns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var made []*fakeSandbox
+		digest, broken := "one", false
+		open := func(_ context.Context, _ Nesting, s Spec) (Sandbox, error) {
+			if broken {
+				return nil, ErrUnknownImage
+			}
+			sb := &fakeSandbox{id: s.ID, digest: digest}
+			made = append(made, sb)
+			return sb, nil
+		}
+		nesting := Nesting{Container}
+		p := NewPool(nil, Spare{Size: 3, Keep: time.Minute}, open, slog.New(slog.DiscardHandler))
+		take := func(image, digest string) bool {
+			sb, ok := p.Take(nesting, Spec{Image: image, Digest: digest})
+			if ok {
+				if err := sb.Close(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			return ok
+		}
+		ready := func(want int, why string) {
+			t.Helper()
+			synctest.Wait()
+			if n, _ := p.Ready(); n != want {
+				t.Errorf("%s: %d ready, want %d", why, n, want)
+			}
+		}
+		ready(0, "nobody has asked")
+		if take("a", "one") {
+			t.Error("the first job got a sandbox of the pool")
+		}
+		ready(1, "one was asked for")
+		if !take("a", "one") {
+			t.Error("the second job got none")
+		}
+		ready(2, "two within a burst")
+		time.Sleep(2 * burst)
+		ready(1, "the burst is over")
+		for range 5 {
+			take("b", "")
+		}
+		ready(3, "another kind, and no more than the size in all")
+		if !take("b", "") || take("a", "one") {
+			t.Error("who was asked for last does not come first")
+		}
+		time.Sleep(2 * time.Minute)
+		ready(0, "long after the last job")
+
+		take("a", "one")
+		ready(1, "one was asked for")
+		digest = "two"
+		if take("a", "two") {
+			t.Error("got a sandbox of an image that its name no longer means")
+		}
+		synctest.Wait()
+		if !take("a", "two") {
+			t.Error("the pool was not filled with what the name means now")
+		}
+		synctest.Wait()
+		p.Forget()
+		ready(0, "forgotten")
+		broken = true
+		take("missing", "")
+		ready(0, "there is no such image")
+		if _, size := p.Ready(); size != 0 {
+			t.Errorf("a kind that cannot be started is still wanted: %d", size)
+		}
+		if err := p.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		for _, sb := range made {
+			if !sb.closed {
+				t.Errorf("%s was left", sb.id)
 			}
 		}
 	})

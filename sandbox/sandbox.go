@@ -41,6 +41,9 @@ type Spec struct {
 	Image string
 	// Pull says how the image is got.
 	Pull Pull
+	// Digest is that of what Image is known to mean now; a sandbox of a Pool that was started with another one is no
+	// longer used. Empty: any will do.
+	Digest string
 	// Env is added to the image's environment.
 	Env []string
 	// Limits bound what the whole sandbox can use, its engine included.
@@ -53,6 +56,8 @@ type Spec struct {
 	// Volumes are directories on the sandbox's disk that its containers, and those of an engine in it, see
 	// at the same place: volume name to absolute path.
 	Volumes map[string]string
+	// Companions are started beside its own container, at the same time. Pod.Companion finds them.
+	Companions []Companion
 	// State names a disk that outlives the sandbox, for a worker that keeps its cache between starts.
 	// Empty: a scratch disk that is removed by Close. The uid range belongs to the disk, so that files
 	// keep their owners.

@@ -387,13 +387,22 @@ func (a *assembly) startRunner(context.Context) (err error) {
 	c := a.config
 	a.runner, err = runner.New(runner.Config{
 		Open:      a.open,
-		Room:      func(ctx context.Context, waiting func(string)) error { return a.disk.MakeRoom(ctx, waiting) },
+		Room:      a.makeRoom,
 		Policy:    c.Policy.Sandbox(),
 		Admission: runner.NewAdmission(runner.Capacity{CPU: sandbox.MilliCPU(c.Capacity.CPU), Memory: int64(c.Capacity.Memory), Jobs: c.Capacity.Jobs}),
 		Drain:     time.Duration(c.Drain), DefaultTimeout: time.Duration(c.Timeout.Default), MaxTimeout: time.Duration(c.Timeout.Max),
 		Log: a.log.With("component", "runner"),
 	})
 	return err
+}
+
+// makeRoom waits until the disk has room for a job. Sandboxes that are ready for jobs that nobody has asked for yet
+// take none of it then.
+func (a *assembly) makeRoom(ctx context.Context, waiting func(reason string)) error {
+	if a.disk.CheckRoom() != nil {
+		a.pool.Forget()
+	}
+	return a.disk.MakeRoom(ctx, waiting)
 }
 
 // startDisk begins to account what takes up the disk.
@@ -427,9 +436,11 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 // scriptSandbox is one of the pool, or a new one. From here on it is known whose it is.
 func (a *assembly) scriptSandbox(ctx context.Context, j runner.Job, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	if a.pool.Serves(j.Nesting, spec) {
-		if err := a.driver.Authorise(ctx, spec.Image, spec.Pull); err != nil {
+		digest, err := a.driver.Authorise(ctx, spec.Image, spec.Pull)
+		if err != nil {
 			return nil, err
 		}
+		spec.Digest = digest
 	}
 	if sb, ok := a.pool.Take(j.Nesting, spec); ok {
 		return a.scopes.owned(sb, j.Scope), nil
@@ -466,7 +477,7 @@ func (a *assembly) startPool(context.Context) error {
 		}
 		return a.start(ctx, n, s)
 	}
-	a.pool = sandbox.NewPool(kinds, start, a.log.With("component", "pool"))
+	a.pool = sandbox.NewPool(kinds, sandbox.Spare{Size: a.config.Spare.Size, Keep: time.Duration(a.config.Spare.Keep)}, start, a.log.With("component", "pool"))
 	a.later(a.pool.Close)
 	return nil
 }

@@ -188,12 +188,14 @@ func (d *Driver) Pull(ctx context.Context, ref string) error {
 	return err
 }
 
-// Authorise reports whether one who asks may have an image, for a sandbox that was started with it before they did.
-func (d *Driver) Authorise(ctx context.Context, ref string, how sandbox.Pull) error {
-	if _, err := d.images.find(ctx, ref, how); err != nil {
-		return fmt.Errorf("image %q: %w", ref, err)
+// Authorise reports whether one who asks may have an image, and the digest of what its name means now, for a sandbox
+// that was started with it before they did.
+func (d *Driver) Authorise(ctx context.Context, ref string, how sandbox.Pull) (digest string, err error) {
+	f, err := d.images.find(ctx, ref, how)
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w", ref, err)
 	}
-	return nil
+	return f.digest.String(), nil
 }
 
 // Close ends all sandboxes, removes the network and stops the containerd that New started.

@@ -45,6 +45,7 @@ type image struct {
 	id     string   // StoredImage.ID
 	layers []string // directories, topmost first, as overlay's lowerdir takes them
 	config ocispec.ImageConfig
+	digest digest.Digest // of the manifest that its name meant
 }
 
 func newImages(c *client.Client, cfg Config) *images {
@@ -135,8 +136,8 @@ func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &image{id: f.namespace + "/" + chain, layers: layers, config: spec.Config}
 	f.digest = pulled.Target().Digest // the tag may have moved since
+	img := &image{id: f.namespace + "/" + chain, layers: layers, config: spec.Config, digest: f.digest}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.unpacked[f.key()] = img

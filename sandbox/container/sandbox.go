@@ -30,6 +30,7 @@ type Sandbox struct {
 	base   *base // nil if it has none
 	cgroup cgroup
 	addr   netip.Addr
+	digest string // of the image of its own container
 
 	main *member
 
@@ -98,9 +99,14 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
+	images := make([]*image, len(spec.Companions))
+	for i, c := range spec.Companions {
+		prepare.Go(func() (err error) { images[i], err = sb.image(prepareCtx, c.Image, sandbox.Pull{}); return err })
+	}
 	if err := prepare.Wait(); err != nil {
 		return nil, err
 	}
+	sb.digest = img.digest.String()
 	if spec.Base != nil {
 		if err := sb.inherit(ctx); err != nil {
 			return nil, err
@@ -111,6 +117,13 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	}
 	if sb.main, err = sb.createMember(ctx, own, img, spec.Env); err != nil {
 		return nil, err
+	}
+	// The shim that the first container has brought serves the others.
+	companions := make([]*member, len(spec.Companions))
+	create, createCtx := errgroup.WithContext(ctx)
+	defer create.Wait()
+	for i, c := range spec.Companions {
+		create.Go(func() (err error) { companions[i], err = sb.createMember(createCtx, c, images[i], nil); return err })
 	}
 	if err := network.Wait(); err != nil {
 		return nil, err
@@ -124,6 +137,16 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	sb.disk.still.Lock()
 	defer sb.disk.still.Unlock()
 	if err := sb.main.start(ctx); err != nil {
+		return nil, err
+	}
+	if err := create.Wait(); err != nil {
+		return nil, err
+	}
+	start, startCtx := errgroup.WithContext(ctx)
+	for _, m := range companions {
+		start.Go(func() error { return m.start(startCtx) })
+	}
+	if err := start.Wait(); err != nil {
 		return nil, err
 	}
 	return sb, nil
@@ -209,6 +232,9 @@ func (sb *Sandbox) dir() string { return filepath.Join(sb.d.sandboxesDir(), sb.s
 // ID is the id the Spec gave.
 func (sb *Sandbox) ID() string { return sb.spec.ID }
 
+// ImageDigest is the digest of the image that it was started with.
+func (sb *Sandbox) ImageDigest() string { return sb.digest }
+
 // UIDs are the host ids of the sandbox: the first, and how many.
 func (sb *Sandbox) UIDs() (first, count uint32) { return sb.slot.base, rangeSize }
 
@@ -241,6 +267,17 @@ func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member
 		return nil, err
 	}
 	return m, nil
+}
+
+// Companion is a member that is not the sandbox's own container.
+func (sb *Sandbox) Companion(name string) (sandbox.Member, bool) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	i := slices.IndexFunc(sb.members, func(m *member) bool { return m.name == name && m != sb.main })
+	if i < 0 {
+		return nil, false
+	}
+	return sb.members[i], true
 }
 
 // SetLimits changes the limits of the running sandbox; those of its disk are what they were at its start.

@@ -233,4 +233,5 @@ func (k *checker) pool(c *Config) {
 		k.image(at+".image", p.Image, false)
 		k.that(p.Size >= 1 && p.Size <= c.UIDRange.Count, at+".size", "%d is not between 1 and uid_range.count (%d)", p.Size, c.UIDRange.Count)
 	}
+	k.that(c.Spare.Size >= 0 && c.Spare.Size <= c.UIDRange.Count, "spare.size", "%d is not between 0 and uid_range.count (%d)", c.Spare.Size, c.UIDRange.Count)
 }

@@ -43,6 +43,8 @@ type Config struct {
 	Policy   Policy   `yaml:"policy" doc:"Which nestings of sandboxes may run. What is not listed is refused."`
 	Pool     []Pool   `yaml:"pool" doc:"Sandboxes that are started ahead, so that a job of the same kind and image begins at once, such as: {sandbox: container, image: debian:bookworm-slim, size: 4}."`
 
+	Spare Spare `yaml:"spare" doc:"Sandboxes that are started ahead without being configured as a pool: of the kinds and images that jobs asked for last, as many as were asked for at once."`
+
 	Builder      Builder  `yaml:"builder" doc:"The BuildKit workers, one a scope: what a project trusts, and the rest of it."`
 	Registry     Registry `yaml:"registry" doc:"The registry in runnerd: where images come from and where builds are pushed to."`
 	SandboxImage string   `yaml:"sandbox_image" doc:"The image of engines: dockerd, buildkitd, docker, buildx, git."`
@@ -183,6 +185,12 @@ type Pool struct {
 	Size    int             `yaml:"size" doc:"How many are kept ready."`
 }
 
+// Spare are sandboxes that are started ahead because jobs have asked for such.
+type Spare struct {
+	Size int      `yaml:"size" doc:"How many in all. 0: two for each processor."`
+	Keep Duration `yaml:"keep" doc:"How long after the last job that asked for one. 0s: none are started ahead."`
+}
+
 // Builder is a BuildKit worker.
 type Builder struct {
 	Image     string     `yaml:"image" doc:"Its image. Empty: sandbox_image."`
@@ -259,6 +267,7 @@ func Default() *Config {
 			Machine:                   {sandbox.Container},
 			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
 		}},
+		Spare:   Spare{Keep: Duration(10 * time.Minute)},
 		Builder: Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
 		Registry: Registry{Address: ":5000", Mirror: Mirror{
 			Upstreams: []Upstream{{Host: "docker.io", URL: "https://registry-1.docker.io"}}, Refresh: Duration(5 * time.Minute),
@@ -302,6 +311,9 @@ func (c *Config) Resolve() {
 	}
 	if c.Capacity.Jobs == 0 {
 		c.Capacity.Jobs = 32 * runtime.NumCPU()
+	}
+	if c.Spare.Size == 0 {
+		c.Spare.Size = 2 * runtime.NumCPU()
 	}
 	if c.Builder.CPU == 0 {
 		c.Builder.CPU = c.Capacity.CPU
