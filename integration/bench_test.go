@@ -32,6 +32,7 @@ func TestBench(t *testing.T) {
 		{"worker", benchWorker},
 		{"builds", benchBuilds},
 		{"farm", benchFarm},
+		{"gitlab", benchGitLab},
 		{"dockerbuild", benchDockerBuild},
 		{"cache", benchCache},
 		{"memory", benchMemory},
