@@ -357,7 +357,7 @@ func (s *sources) submodules() {
 	s.linef("notice '%s...'", message)
 	s.linef("git submodule init")
 	s.linef(`if [ -z "$fresh" ]; then %s; %s; %s; fi`, quoteAll(sync), clean, resetHard)
-	s.linef("if %s; then\nnotice 'Updated submodules'", quoteAll(update))
+	s.linef("if %s; then\nnotice 'Updated submodules'\nif [ -z \"$fresh\" ]; then %s; fi", quoteAll(update), quoteAll(sync))
 	s.linef("else\nwarn 'Updating submodules failed. Retrying...'")
 	if slices.ContainsFunc(set.SubmoduleFlags, func(f string) bool { return strings.EqualFold(f, "--remote") }) {
 		// A shallow clone has not the branch that .gitmodules may name.
