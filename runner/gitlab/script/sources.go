@@ -287,13 +287,15 @@ func (s *sources) environment() {
 		if s.token != "" {
 			basic := base64.StdEncoding.EncodeToString([]byte(tokenUser + ":" + s.token))
 			configure("http."+host+".extraHeader", "Authorization: Basic "+basic)
+			configure("http."+host+".followRedirects", "false") // git would take the header along
 		}
 		if s.CorrelationID != "" {
 			configure("http."+host+".extraHeader", "X-Gitaly-Correlation-ID: "+s.CorrelationID)
 		}
 	}
-	// A new repository has nothing to be tidied up, and what is not yet there cannot be lost.
-	s.linef("if [ \"$fresh\" ]; then configure maintenance.auto false; configure core.fsync none; fi")
+	// A new repository has nothing to be tidied up, what is not yet there cannot be lost, and one pack is less work
+	// than a file for each object.
+	s.linef("if [ \"$fresh\" ]; then configure maintenance.auto false; configure core.fsync none; configure fetch.unpackLimit 1; fi")
 	if s.Settings.SubmoduleStrategy != submodulesNone { // git reads no repository's configuration for its submodules
 		s.linef(`configure include.path "$dir/.git/%s"`, jobConfigFile)
 	}

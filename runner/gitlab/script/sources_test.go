@@ -3,6 +3,7 @@ package script
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -27,11 +28,20 @@ const testToken = "glcbt-64_s3cr3t/+="
 type forge struct {
 	*httptest.Server
 	root     string
+	ca       string       // its certificate, PEM; empty without TLS
+	redirect string       // where to send everybody on to
 	refused  atomic.Int32 // requests without the token
 	failures atomic.Int32 // how many requests to fail
 }
 
-func newForge(t *testing.T) *forge {
+func newForge(t testing.TB) *forge {
+	t.Helper()
+	f := newStoppedForge(t)
+	f.Start()
+	return f
+}
+
+func newStoppedForge(t testing.TB) *forge {
 	t.Helper()
 	exe := strings.TrimSpace(git(t, "", "--exec-path"))
 	f := &forge{root: t.TempDir()}
@@ -40,7 +50,11 @@ func newForge(t *testing.T) *forge {
 		Env:        []string{"GIT_PROJECT_ROOT=" + f.root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=uploadpack.allowAnySHA1InWant", "GIT_CONFIG_VALUE_0=true"},
 		InheritEnv: []string{"PATH"},
 	}
-	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f.redirect != "" {
+			http.Redirect(w, r, f.redirect+r.URL.RequestURI(), http.StatusFound)
+			return
+		}
 		if user, password, _ := r.BasicAuth(); user != tokenUser || password != testToken {
 			f.refused.Add(1)
 			w.Header().Set("WWW-Authenticate", `Basic realm="GitLab"`)
@@ -58,7 +72,7 @@ func newForge(t *testing.T) *forge {
 }
 
 // git runs git, in dir if that is not empty, without this machine's configuration.
-func git(t *testing.T, dir string, args ...string) string {
+func git(t testing.TB, dir string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("git", args...)
 	cmd.Dir = dir
@@ -79,7 +93,7 @@ func gitEnv(home string) []string {
 
 // repository makes group/name with three commits on main, the second of which is the tag v1. Files are given as name,
 // content, to which the commit's number is appended; the last commit has the submodules. It returns that commit's id.
-func (f *forge) repository(t *testing.T, name, format string, submodules []submodule, files ...string) string {
+func (f *forge) repository(t testing.TB, name, format string, submodules []submodule, files ...string) string {
 	t.Helper()
 	var in strings.Builder
 	file := func(name, content string) {
@@ -147,7 +161,7 @@ func (r *checkoutRun) run(t *testing.T) (string, int) {
 			{Key: "CI_JOB_TOKEN", Value: testToken, Masked: true}, {Key: "GIT_TRACE", Value: trace}, public("LC_ALL", "C"),
 		}, r.vars...),
 	}
-	v, err := NewVariables(job, Runner{BuildsDir: r.builds})
+	v, err := NewVariables(job, Runner{BuildsDir: r.builds, CAChain: r.forge.ca})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +204,7 @@ func secrets() []string {
 }
 
 // grep names the files under dir that contain text.
-func grep(t *testing.T, dir, text string) string {
+func grep(t testing.TB, dir, text string) string {
 	t.Helper()
 	var found []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -209,7 +223,7 @@ func grep(t *testing.T, dir, text string) string {
 	return strings.Join(found, " ")
 }
 
-func read(t *testing.T, path string) string {
+func read(t testing.TB, path string) string {
 	t.Helper()
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -444,6 +458,53 @@ func TestSourcesTokenRefused(t *testing.T) {
 	}
 }
 
+// TestSourcesTLS has a forge whose certificate only the runner knows.
+func TestSourcesTLS(t *testing.T) {
+	t.Parallel()
+	f := newStoppedForge(t)
+	f.StartTLS()
+	sha := f.repository(t, "app", "sha1", nil, "file", "content ")
+	r := &checkoutRun{forge: f, sha: sha, depth: 1}
+	if out, code := r.run(t); code == 0 {
+		t.Errorf("the certificate is not checked: %s", out)
+	}
+	f.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.Certificate().Raw}))
+	if out, code := r.run(t); code != 0 {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+// TestSourcesRedirected has a forge that sends the job elsewhere: the token does not go there.
+func TestSourcesRedirected(t *testing.T) {
+	t.Parallel()
+	f := newForge(t)
+	var seen atomic.Int32
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { seen.Add(1) }))
+	t.Cleanup(elsewhere.Close)
+	f.redirect = elsewhere.URL
+	r := &checkoutRun{forge: f, sha: strings.Repeat("a", 40), depth: 1}
+	if out, code := r.run(t); code == 0 || seen.Load() != 0 {
+		t.Errorf("exit code %d, %d requests elsewhere: %s", code, seen.Load(), out)
+	}
+}
+
+// TestSourcesTraced has a job that wants to see all of git's and the shell's doings.
+func TestSourcesTraced(t *testing.T) {
+	t.Parallel()
+	f := newForge(t)
+	sha := f.repository(t, "app", "sha1", nil, "file", "content ")
+	r := &checkoutRun{forge: f, sha: sha, depth: 1, vars: []spec.Variable{public("CI_DEBUG_TRACE", "true"), public("GIT_CURL_VERBOSE", "1")}}
+	out, code := r.run(t)
+	if code != 0 || !strings.Contains(out, "+ git fetch origin") || !strings.Contains(out, "Authorization: Basic <redacted>") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	for _, secret := range secrets() {
+		if strings.Contains(out, secret) {
+			t.Errorf("the token is in the log: %s", out)
+		}
+	}
+}
+
 func TestSourcesHooks(t *testing.T) {
 	t.Parallel()
 	f := newForge(t)
@@ -577,4 +638,57 @@ func TestSourcesRefuses(t *testing.T) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
+}
+
+// TestSourcesTokenWithoutCare holds that a token would be found where it must not be: it is what git clone leaves.
+func TestSourcesTokenWithoutCare(t *testing.T) {
+	t.Parallel()
+	f := newForge(t)
+	f.repository(t, "app", "sha1", nil, "file", "content ")
+	dir, trace := t.TempDir(), filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command("git", "clone", strings.Replace(f.URL, "://", "://gitlab-ci-token:"+testURLToken()+"@", 1)+"/group/app.git", dir)
+	cmd.Env = append(gitEnv(t.TempDir()), "GIT_TRACE="+trace)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if !strings.Contains(read(t, trace), testURLToken()) {
+		t.Error("the token is in no command line")
+	}
+	if grep(t, dir, testURLToken()) != dir+"/.git/config" {
+		t.Error("the token is not in .git/config")
+	}
+}
+
+// BenchmarkSources is a shallow clone of a small repository from a forge on the loopback, which starts a process for
+// each request.
+func BenchmarkSources(b *testing.B) {
+	f := newForge(b)
+	var files []string
+	for i := range 40 {
+		files = append(files, fmt.Sprintf("dir%d/file%d", i%5, i), strings.Repeat("line\n", 100))
+	}
+	sha := f.repository(b, "app", "sha1", nil, files...)
+	var cpu time.Duration
+	for b.Loop() {
+		builds := b.TempDir()
+		job := spec.Job{Token: testToken, GitInfo: spec.GitInfo{
+			RepoURL: f.URL + "/group/app.git", SHA: sha, Ref: "main", Depth: 20,
+			Refspecs: []string{"+refs/pipelines/9:refs/pipelines/9", "+refs/heads/main:refs/remotes/origin/main"},
+		}}
+		v, err := NewVariables(job, Runner{BuildsDir: builds})
+		if err != nil {
+			b.Fatal(err)
+		}
+		text, err := Sources(SourcesOptions{Variables: v, Job: job, Settings: v.Settings(job), InEnvironment: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		cmd := exec.Command("bash")
+		cmd.Stdin, cmd.Env = strings.NewReader(text), append(gitEnv(builds), v.Env()...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("%v: %s", err, out)
+		}
+		cpu += cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	}
+	b.ReportMetric(cpu.Seconds()*1000/float64(b.N), "cpu-ms/op") // without the forge's
 }
