@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,6 +137,7 @@ type checkoutRun struct {
 	depth int
 	vars  []spec.Variable
 	edit  func(o *SourcesOptions, job *spec.Job)
+	alter func(script string) string
 
 	builds string // made if empty
 	dir    string // of the project, after run
@@ -173,6 +175,9 @@ func (r *checkoutRun) run(t *testing.T) (string, int) {
 	text, err := Sources(o)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if r.alter != nil {
+		text = r.alter(text)
 	}
 	cmd := exec.Command("bash")
 	cmd.Stdin = strings.NewReader(text)
@@ -478,13 +483,28 @@ func TestSourcesTLS(t *testing.T) {
 func TestSourcesRedirected(t *testing.T) {
 	t.Parallel()
 	f := newForge(t)
-	var seen atomic.Int32
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { seen.Add(1) }))
-	t.Cleanup(elsewhere.Close)
-	f.redirect = elsewhere.URL
-	r := &checkoutRun{forge: f, sha: strings.Repeat("a", 40), depth: 1}
-	if out, code := r.run(t); code == 0 || seen.Load() != 0 {
-		t.Errorf("exit code %d, %d requests elsewhere: %s", code, seen.Load(), out)
+	var requests, tokens atomic.Int32
+	other := newForge(t)
+	sha := other.repository(t, "app", "sha1", nil, "file", "content ")
+	inner := other.Config.Handler
+	other.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		if _, password, _ := r.BasicAuth(); password == testToken {
+			tokens.Add(1)
+		}
+		r.SetBasicAuth(tokenUser, testToken) // it takes everybody
+		inner.ServeHTTP(w, r)
+	})
+	f.redirect = other.URL
+	r := &checkoutRun{forge: f, sha: sha, depth: 1}
+	if out, code := r.run(t); code == 0 || requests.Load() != 0 {
+		t.Errorf("exit code %d, %d requests elsewhere: %s", code, requests.Load(), out)
+	}
+	r.alter = func(script string) string {
+		return regexp.MustCompile(`configure '[^']*followRedirects' 'false'`).ReplaceAllString(script, ":")
+	}
+	if out, _ := r.run(t); tokens.Load() == 0 {
+		t.Errorf("without the defence, %d requests elsewhere and none with the token: %s", requests.Load(), out)
 	}
 }
 
