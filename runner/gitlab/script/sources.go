@@ -43,6 +43,12 @@ const (
 	maxBackoff     = 5 * time.Minute
 )
 
+// SourcesCommand is a command line for Sources, for root. Bash reads a pipe byte by byte, but a file, even if it is the
+// same pipe, in blocks: that saves milliseconds.
+func SourcesCommand() []string {
+	return []string{"bash", "-c", "if [ -r /dev/stdin ]; then . /dev/stdin; else exec bash; fi"}
+}
+
 // Sources is the script that gets a job's sources, for the standard input of a Bash with git 2.31 or newer. The
 // process need not be the job's own container, but has the builds directory and the same variables.
 //
@@ -220,7 +226,8 @@ func (s *sources) hook(name, before, after string) {
 // prepareRepository makes a repository or takes one over: without the locks that a git leaves that was killed, and
 // without configuration and hooks, which an earlier job may have left.
 const prepareRepository = `fresh= empty=
-if [ -f "$dir/.git/HEAD" ]; then
+if [ -s "$dir/.git/HEAD" ]; then
+	mkdir -p "$dir"/.git/{objects,refs}
 	rm -rf "$dir"/.git/{index,shallow,HEAD,config,packed-refs}.lock "$dir"/.git/hooks
 	find "$dir/.git/refs" -name '*.lock' -type f -exec rm -f {} +
 	printf 'Reinitialized existing Git repository in %s/.git/\n' "$dir"

@@ -138,6 +138,7 @@ type checkoutRun struct {
 	vars  []spec.Variable
 	edit  func(o *SourcesOptions, job *spec.Job)
 	alter func(script string) string
+	plain bool // have Bash read its standard input itself
 
 	builds string // made if empty
 	dir    string // of the project, after run
@@ -179,7 +180,11 @@ func (r *checkoutRun) run(t *testing.T) (string, int) {
 	if r.alter != nil {
 		text = r.alter(text)
 	}
-	cmd := exec.Command("bash")
+	command := SourcesCommand()
+	if r.plain {
+		command = []string{"bash"}
+	}
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin = strings.NewReader(text)
 	cmd.Env = gitEnv(home)
 	var out bytes.Buffer
@@ -405,10 +410,12 @@ func TestSourcesWithoutGit(t *testing.T) {
 		dir := builds + "/group/app" + map[string]string{"empty": "-empty"}[strategy]
 		_ = os.MkdirAll(dir, 0o755)
 		_ = os.WriteFile(dir+"/left", []byte("x"), 0o644)
-		r := &checkoutRun{forge: f, builds: builds, vars: []spec.Variable{public("GIT_STRATEGY", strategy), public("GIT_SUBMODULE_STRATEGY", "recursive")},
+		r := &checkoutRun{
+			forge: f, builds: builds, vars: []spec.Variable{public("GIT_STRATEGY", strategy), public("GIT_SUBMODULE_STRATEGY", "recursive")},
 			edit: func(_ *SourcesOptions, job *spec.Job) {
 				job.Hooks = []spec.Hook{{Name: hookBefore, Script: []string{"echo hooked"}}}
-			}}
+			},
+		}
 		out, code := r.run(t)
 		want += g + "Skipping Git checkout" + r0 + "\n" + g + "Skipping Git submodules setup" + r0 + "\n"
 		if code != 0 || out != want {
@@ -416,6 +423,50 @@ func TestSourcesWithoutGit(t *testing.T) {
 		}
 		if _, err := os.Stat(r.dir + "/left"); (err == nil) != (strategy == "none") {
 			t.Errorf("%s: %v", strategy, err)
+		}
+	}
+}
+
+// TestSourcesIntoFiles has files where the project goes.
+func TestSourcesIntoFiles(t *testing.T) {
+	t.Parallel()
+	f := newForge(t)
+	sha := f.repository(t, "app", "sha1", nil, "file", "content ")
+	r := &checkoutRun{forge: f, sha: sha, depth: 1, builds: t.TempDir(), plain: true}
+	dir := r.builds + "/group/app"
+	_ = os.MkdirAll(dir+"/.hidden", 0o755)
+	_ = os.WriteFile(dir+"/.hidden/x", []byte("x"), 0o644)
+	_ = os.WriteFile(dir+"/file", []byte("x"), 0o644)
+	if out, code := r.run(t); code != 0 || git(t, r.dir, "status", "--porcelain", "--ignored") != "" {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+func TestSourcesForceHTTPS(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		vars []spec.Variable
+		want []string
+	}{
+		{nil, []string{"git@h:", "ssh://git@h/", "ssh://git@h:22/"}},
+		{[]spec.Variable{public("CI_SERVER_HOST", "web")}, []string{"git@web:", "ssh://git@web/", "ssh://git@web:22/"}},
+		{[]spec.Variable{public("CI_SERVER_SHELL_SSH_HOST", "ssh"), public("CI_SERVER_SHELL_SSH_PORT", "2222")}, []string{"ssh://git@ssh:2222/"}},
+	} {
+		job := spec.Job{Variables: append(test.vars, public("GIT_SUBMODULE_FORCE_HTTPS", "true"))}
+		job.GitInfo = spec.GitInfo{RepoURL: "https://u:p@h/g/p.git", SHA: strings.Repeat("a", 40)}
+		v, err := NewVariables(job, Runner{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := sources{SourcesOptions: SourcesOptions{Variables: v, Job: job, Settings: v.Settings(job)}}
+		if err := s.check(); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "config")
+		_ = os.WriteFile(file, []byte(s.jobConfig()), 0o644)
+		got := strings.Fields(git(t, "", "config", "--file", file, "--get-all", "url.https://h/.insteadOf"))
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%+v: %q, want %q", test.vars, got, test.want)
 		}
 	}
 }
@@ -703,7 +754,8 @@ func BenchmarkSources(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		cmd := exec.Command("bash")
+		command := SourcesCommand()
+		cmd := exec.Command(command[0], command[1:]...)
 		cmd.Stdin, cmd.Env = strings.NewReader(text), append(gitEnv(builds), v.Env()...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			b.Fatalf("%v: %s", err, out)

@@ -65,7 +65,7 @@ const debugNotice = "CI_DEBUG_TRACE is on: all commands and the values of all va
 // writeOptions ends the script with the first command that fails, in a pipe too where the shell can tell.
 func writeOptions(b *strings.Builder, trace bool) {
 	if trace {
-		echo(b, yellow+debugNotice+reset)
+		echo(b, yellow+"WARNING: "+debugNotice+reset)
 		b.WriteString("set -o xtrace\n")
 	}
 	b.WriteString(`if [ -n "${BASH_VERSION-}" ]; then set -o pipefail; else case "$(set -o)" in *pipefail*) set -o pipefail ;; esac; fi

@@ -110,8 +110,11 @@ func TestStepInBash(t *testing.T) {
 
 func TestStepVariables(t *testing.T) {
 	vars := []spec.Variable{
-		public("PLAIN", "p"), {Key: "LINES", Value: "one\ntwo 'three'\n"}, {Key: "KEY", Value: "-----BEGIN-----\n$PLAIN", File: true, Masked: true},
-		{Key: "RAW", Value: "$PLAIN `id`", Raw: true}, public("no-name", "x"), public("UNI", "ünïcode ☃"), public("USES", "$KEY"),
+		public("PLAIN", "p"),
+		{Key: "LINES", Value: "one\ntwo 'three'\n"},
+		{Key: "KEY", Value: "-----BEGIN-----\n$PLAIN", File: true, Masked: true},
+		{Key: "RAW", Value: "$PLAIN `id`", Raw: true},
+		public("no-name", "x"), public("UNI", "ünïcode ☃"), public("USES", "$KEY"),
 		public("x;touch $CI_PROJECT_DIR/injected;y", "z"),
 	}
 	for _, shell := range shells(t) {
@@ -170,7 +173,7 @@ func TestStepSections(t *testing.T) {
 func TestStepDebugTrace(t *testing.T) {
 	for _, shell := range shells(t) {
 		out, code, _ := stepRun{shell: shell, vars: []spec.Variable{public("CI_DEBUG_TRACE", "true")}}.run(t, "echo $((1+1))")
-		if code != 0 || !strings.Contains(out, "\x1b[0;33m"+debugNotice) || !strings.Contains(out, "+ echo 2\n2\n") {
+		if code != 0 || !strings.Contains(out, "\x1b[0;33mWARNING: "+debugNotice) || !strings.Contains(out, "+ echo 2\n2\n") {
 			t.Errorf("%s: exit code %d: %q", shellName(shell), code, out)
 		}
 	}
