@@ -54,8 +54,8 @@ func SourcesCommand() []string {
 //
 // The job's token is in the environment only, in a header for git, which sends it unasked and so saves a refused
 // request. What git writes has no token: the repository's configuration has a credential helper that reads
-// CI_JOB_TOKEN, so that git works in the job's script too. A fresh repository costs three processes of ours (mkdir,
-// git fetch, git checkout): making one is writing two small files, and git init would do it in ten times the time.
+// CI_JOB_TOKEN, so that git works in the job's script too. A fresh repository costs three processes of ours: mkdir, git
+// fetch, git checkout.
 //
 // The error says which of the job's data makes no sense.
 func Sources(o SourcesOptions) (string, error) {

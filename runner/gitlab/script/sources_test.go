@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 )
 
@@ -573,6 +574,30 @@ func TestSourcesTraced(t *testing.T) {
 		if strings.Contains(out, secret) {
 			t.Errorf("the token is in the log: %s", out)
 		}
+	}
+}
+
+// TestSourcesEnvironmentIsMasked has a hook that shows all that git is told.
+func TestSourcesEnvironmentIsMasked(t *testing.T) {
+	t.Parallel()
+	f := newForge(t)
+	sha := f.repository(t, "app", "sha1", nil, "file", "content ")
+	r := &checkoutRun{forge: f, sha: sha, depth: 1, edit: func(_ *SourcesOptions, job *spec.Job) {
+		job.Hooks = []spec.Hook{{Name: hookAfter, Script: []string{"env"}}}
+	}}
+	out, code := r.run(t)
+	header := base64.StdEncoding.EncodeToString([]byte(tokenUser + ":" + testToken))
+	if code != 0 || !strings.Contains(out, header) {
+		t.Fatalf("exit code %d, the environment is not shown: %s", code, out)
+	}
+	masked := runner.NewMask(r.v.Masked()).String(out)
+	if strings.Contains(masked, header) || strings.Contains(masked, testToken) {
+		t.Errorf("the token is in the masked log: %s", masked)
+	}
+	_, secret, _ := strings.Cut(masked, "Authorization: Basic ")
+	shown, _, _ := strings.Cut(secret, "[MASKED]")
+	if plain, err := base64.RawStdEncoding.DecodeString(shown[:len(shown)/4*4]); err != nil || !strings.HasPrefix(tokenUser+":", string(plain)) {
+		t.Errorf("the masked log has more than the user's name: %q", shown)
 	}
 }
 
