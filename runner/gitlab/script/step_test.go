@@ -1,12 +1,15 @@
 package script
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
@@ -192,5 +195,45 @@ func TestStepTempMade(t *testing.T) {
 	_, code, v := stepRun{shell: []string{"sh"}, vars: []spec.Variable{{Key: "F", Value: "x", File: true}}}.run(t, "true")
 	if info, err := os.Stat(filepath.Join(v.TempDir, "F")); code != 0 || err != nil || info.Size() != 1 {
 		t.Errorf("exit code %d: %v", code, err)
+	}
+}
+
+// TestStepStopped stops a script as a cancelled job's is: it must not show itself in the log.
+func TestStepStopped(t *testing.T) {
+	job := spec.Job{}
+	for _, shell := range shells(t) {
+		builds := t.TempDir()
+		v, err := NewVariables(job, Runner{BuildsDir: builds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(v.ProjectDir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(shell[0], shell[1:]...)
+		cmd.Stdin = strings.NewReader(Step(v, spec.Step{Name: "script", Script: []string{"sh -c 'echo started; exec sleep 60' # a secret"}}, StepOptions{}))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = cmd.Stdout
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewReader(out)
+		for range 2 { // the command, and what it says when it can be stopped
+			if _, err := lines.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		rest, _ := io.ReadAll(lines)
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code == 0 || strings.Contains(string(rest), "secret") {
+			t.Errorf("%s: exit code %d: %q", shellName(shell), code, rest)
+		}
 	}
 }
