@@ -7,8 +7,6 @@ package ciyaml
 
 import (
 	"errors"
-	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
@@ -44,6 +42,8 @@ type Pipeline struct {
 	Excluded []Excluded `json:"excluded,omitempty"`
 	Warnings []string   `json:"warnings,omitempty"` // what is ignored, and where; FILE:LINE: MESSAGE
 	Files    []string   `json:"files"`              // that it was read from, the included ones after the first
+
+	order map[string]int // of Stages
 }
 
 // Job is one job of a pipeline.
@@ -81,6 +81,8 @@ type Job struct {
 	Cache     []spec.Cache    `json:"cache,omitempty"`
 	Artifacts []spec.Artifact `json:"artifacts,omitempty"` // the archive first, then reports
 	Hooks     []spec.Hook     `json:"hooks,omitempty"`
+
+	needs *needs // as in the file
 }
 
 // Need is a job that another waits for.
@@ -151,15 +153,9 @@ type Excluded struct {
 // ErrFiltered says that workflow:rules want no pipeline, ErrEmpty that the rules of the jobs leave none. The pipeline
 // that Parse gives with them says why.
 var (
-	ErrFiltered = errors.New("Pipeline filtered out by workflow rules.")                                                                      //nolint:staticcheck // GitLab's words
+	ErrFiltered = errors.New("Pipeline filtered out by workflow rules.")                                                            //nolint:staticcheck // GitLab's words
 	ErrEmpty    = errors.New("The resulting pipeline would have been empty. Review the rules configuration for the relevant jobs.") //nolint:staticcheck // GitLab's words
 )
-
-// Parse reads the file and what it includes from fsys, which is the repository's root. Its error is an Errors, with all
-// that is wrong, if that lies in the files; ErrFiltered and ErrEmpty come with a pipeline.
-func Parse(fsys fs.FS, file string, o Options) (*Pipeline, error) {
-	return nil, fmt.Errorf("%s: not read", file)
-}
 
 // Job finds a job by its name.
 func (p *Pipeline) Job(name string) *Job {
@@ -187,10 +183,11 @@ func (p *Pipeline) Before(j *Job) []*Job {
 }
 
 func (p *Pipeline) index(stage string) int {
-	for i, s := range p.Stages {
-		if s == stage {
-			return i
+	if p.order == nil {
+		p.order = make(map[string]int, len(p.Stages))
+		for i, s := range p.Stages {
+			p.order[s] = i
 		}
 	}
-	return -1
+	return p.order[stage]
 }
