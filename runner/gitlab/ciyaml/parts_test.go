@@ -164,6 +164,15 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
+// TestFiles gives a list of the files, which counts for what is not read.
+func TestFiles(t *testing.T) {
+	fsys := fstest.MapFS{"ci.yml": {Data: []byte("a: {script: a, rules: [{exists: [listed]}]}\nb: {script: b, rules: [{exists: [ignored]}]}")}, "ignored": {}}
+	p, err := Parse(fsys, "ci.yml", Options{Branch: "main", Files: []string{"listed", "ci.yml"}})
+	if err != nil || p.Job("a") == nil || p.Job("b") != nil {
+		t.Errorf("%+v %v", p, err)
+	}
+}
+
 func TestBefore(t *testing.T) {
 	p, err := Parse(fstest.MapFS{"ci.yml": {Data: []byte("a: {script: a, stage: build}\nb: {script: b}\nc: {script: c, needs: [b]}\nd: {script: d, needs: []}")}},
 		"ci.yml", Options{Branch: "main"})
