@@ -61,6 +61,7 @@ func (a *app) root() *cobra.Command {
 	})
 	root.AddCommand(a.serveCommand(), a.buildCommand(), a.runCommand(), a.jobsCommand(), a.logsCommand(), a.cancelCommand(),
 		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand())
+	root.AddCommand(a.execCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }

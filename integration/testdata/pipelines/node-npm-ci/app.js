@@ -1,0 +1,3 @@
+const isNumber = require("is-number");
+
+module.exports = (words) => words.filter(isNumber).length;
