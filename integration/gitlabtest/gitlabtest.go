@@ -103,6 +103,8 @@ type RateLimit struct {
 type Project struct {
 	ID   int64  // 0: 1
 	Path string // with its groups; empty: group/project
+	// Dir is the directory of a pipeline that names none.
+	Dir string
 	// DefaultBranch is empty for the one that the repository has.
 	DefaultBranch string
 	// Unprotected makes the branch of a pipeline one that is not protected.

@@ -15,7 +15,8 @@ import (
 // RunOptions say what a pipeline is made of.
 type RunOptions struct {
 	// Dir is the project's directory. It need not be a repository, and may have changes that are not committed: they are
-	// in the pipeline's commit, and nothing is written there. Empty: an empty project.
+	// in the pipeline's commit, and nothing is written there. Empty: the
+	// project's, or else an empty one.
 	Dir string
 	// File is the pipeline's; empty: .gitlab-ci.yml.
 	File string
@@ -56,6 +57,7 @@ type pipeline struct {
 
 // Run starts a pipeline. The error is ciyaml's, where the file is at fault.
 func (s *Server) Run(ctx context.Context, o RunOptions) (Pipeline, error) {
+	o.Dir = defaulted(o.Dir, s.o.Project.Dir)
 	commit, err := s.snapshot(ctx, o.Dir)
 	if err != nil {
 		return Pipeline{}, fmt.Errorf("take the project's state: %w", err)

@@ -74,16 +74,14 @@ func (s *Server) route() {
 		c.error(http.StatusNotFound, "404 Not Found")
 	})
 	mux.HandleFunc("/objects/{id}", s.store)
-	mux.HandleFunc("/", s.elsewhere)
-}
-
-// elsewhere serves what is not the API: a repository, or pages for people.
-func (s *Server) elsewhere(w http.ResponseWriter, r *http.Request) {
-	if path, rest, ok := repositoryPath(r.URL.Path); ok {
-		s.git(w, r, path, rest)
-		return
-	}
-	s.pages(w, r)
+	pages := s.pages()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if project, rest, ok := repositoryPath(r.URL.Path); ok {
+			s.git(w, r, project, rest)
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
 }
 
 // endpointOf tells the endpoint of a request before it is handled.
