@@ -186,12 +186,16 @@ func (s *Server) accept(j *job) {
 		s.cancel(j)
 	}
 	s.alive(j)
+	s.advance(j.pipeline)
 	s.notify()
 }
 
 // alive begins the time anew within which the runner must be heard of.
 func (s *Server) alive(j *job) {
 	s.stop(j.timer)
+	if j.Status.Ended() {
+		return
+	}
 	if j.waitsForAck {
 		j.timer = s.after(s.o.AckTimeout, func() {
 			s.o.Log("job %d (%s): not accepted in time", j.ID, j.Name)

@@ -48,7 +48,6 @@ func (e *Environment) of(variables map[string]string) *Environment {
 	made := *e
 	made.Name = expandNested(e.Name, variables)
 	made.Slug = environmentSlug(made.Name)
-	made.URL = expandNested(e.URL, variables)
 	if made.Tier == "" {
 		made.Tier = "other"
 		for _, t := range tiers {
@@ -58,6 +57,7 @@ func (e *Environment) of(variables map[string]string) *Environment {
 			}
 		}
 	}
+	made.URL = expandNested(expand(e.URL, made.predefined()), variables)
 	return &made
 }
 

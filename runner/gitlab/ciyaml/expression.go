@@ -31,7 +31,8 @@ func boolValue(b bool) value {
 }
 
 // holds is Ruby's truth, present what is neither empty nor false.
-func (v value) holds() bool   { return v.set && (!v.isBool || v.text != "") }
+func (v value) holds() bool { return v.set && (!v.isBool || v.text != "") }
+
 func (v value) present() bool { return v.set && (v.pattern != nil || strings.TrimSpace(v.text) != "") }
 
 type operand interface {

@@ -161,6 +161,10 @@ func (p *parser) all() []string {
 	if p.tree != nil {
 		return p.tree
 	}
+	if p.o.Files != nil {
+		p.tree = slices.Sorted(slices.Values(p.o.Files))
+		return p.tree
+	}
 	p.tree = []string{}
 	err := fs.WalkDir(p.fsys, ".", func(name string, d fs.DirEntry, err error) error {
 		switch {

@@ -30,36 +30,39 @@ func (p *parser) deepMerge(under, over *node) *node {
 type extender struct {
 	*parser
 	root *node
-	done map[string]*node
+	done map[string]extended
+}
+
+// extended is an entry with what it extends, and how many jobs that were, itself among them.
+type extended struct {
+	node  *node
+	depth int
 }
 
 func (p *parser) extend(root *node) *node {
-	x := extender{parser: p, root: root, done: map[string]*node{}}
+	x := extender{parser: p, root: root, done: map[string]extended{}}
 	fields := slices.Clone(root.fields)
 	for i, f := range fields {
-		fields[i].value = x.entry(f.key, f.value, nil)
+		fields[i].value = x.entry(f.key, f.value, nil).node
 	}
 	return newMapping(root.at, fields)
 }
 
 // entry gives an entry with what it extends; chain has the entries that led to it.
-func (x *extender) entry(name string, n *node, chain []string) *node {
-	if done := x.done[name]; done != nil {
+func (x *extender) entry(name string, n *node, chain []string) extended {
+	if done, ok := x.done[name]; ok {
 		return done
 	}
 	extends := n.field("extends")
 	if n.kind != mapping || extends == nil {
-		return n
+		return extended{n, 1}
 	}
 	if slices.Contains(chain, name) {
 		x.fail(extends.at, "%s: circular dependency detected in `extends`: %s", name, strings.Join(append(chain, name), " → "))
-		return n
-	}
-	if len(chain) >= maxExtends-1 {
-		x.fail(extends.at, "%s: nesting too deep in `extends`: at most %d jobs can extend one another", name, maxExtends)
-		return n
+		return extended{n, 1}
 	}
 	var merged *node
+	depth := 1
 	for _, parent := range flatten(extends.value) {
 		if parent.kind != text && parent.kind != number {
 			x.fail(parent.at, "jobs:%s extends should be an array of strings or a string", name)
@@ -70,11 +73,15 @@ func (x *extender) entry(name string, n *node, chain []string) *node {
 			x.fail(parent.at, "%s: unknown keys in `extends` (%s)%s", name, parent.text, suggest(parent.text, x.root.names()))
 			continue
 		}
-		base = x.entry(parent.text, base, append(slices.Clip(chain), name))
+		e := x.entry(parent.text, base, append(slices.Clip(chain), name))
+		if depth = max(depth, 1+e.depth); depth > maxExtends {
+			x.fail(extends.at, "%s: nesting too deep in `extends`: at most %d jobs can extend one another", name, maxExtends)
+			depth = 1 // told once
+		}
 		if merged == nil {
-			merged = base
+			merged = e.node
 		} else {
-			merged = x.deepMerge(merged, base)
+			merged = x.deepMerge(merged, e.node)
 		}
 	}
 	if merged != nil {
@@ -84,8 +91,8 @@ func (x *extender) entry(name string, n *node, chain []string) *node {
 		x.fail(extends.at, "%s: what it extends is too big", name)
 		n = newMapping(n.at, nil)
 	}
-	x.done[name] = n
-	return n
+	x.done[name] = extended{n, depth}
+	return x.done[name]
 }
 
 func (n *node) names() []string {

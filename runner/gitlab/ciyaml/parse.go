@@ -189,6 +189,9 @@ func (p *parser) check(definitions []*definition, stages []string) {
 		}
 		byDefinition[d.name] = d
 		for _, i := range d.instances {
+			if _, twice := stage[i.name]; twice {
+				p.fail(d.at, "%s job: there is another job with the name %s, from parallel", d.name, i.name)
+			}
 			stage[i.name] = at
 		}
 	}

@@ -27,6 +27,8 @@ type Options struct {
 	// Variables are those of the project and of whoever starts the pipeline. They overwrite those of the file.
 	Variables map[string]string
 
+	// Files are the repository's, by their paths, for rules:exists and globs. Nil: all that there are in the file system.
+	Files []string
 	// Changed are the files that the push changed, for rules:changes. Nil: not known, and then all rules:changes match, as
 	// they do in GitLab for a new branch.
 	Changed []string

@@ -71,7 +71,9 @@ func (p *parser) rule(n *node, what string, whens []string) rule {
 	if f := n.field("when"); f != nil {
 		r.when = p.oneOf(f.value, what+" when", whens...)
 	}
-	r.startIn = p.duration(n.get("start_in"), what+" start_in")
+	if r.startIn = p.duration(n.get("start_in"), what+" start in"); r.startIn > week {
+		p.fail(n.at, "%s start in should not exceed the limit: one week", what)
+	}
 	if f := n.field("allow_failure"); f != nil {
 		b := p.boolean(f.value, what+" allow_failure")
 		r.allowFailure = &b
@@ -85,6 +87,9 @@ func (p *parser) rule(n *node, what string, whens []string) rule {
 	}
 	if f := n.field("needs"); f != nil {
 		r.needs = p.needs(f.value, what+":needs")
+	}
+	if r.when == "delayed" && n.get("start_in") == nil {
+		p.fail(n.at, "%s start in can't be blank: when: delayed needs start_in", what)
 	}
 	if f := n.field("start_in"); f != nil && r.when != "delayed" {
 		p.fail(f.at, "%s config contains disallowed keys: start_in: it is for when: delayed", what)

@@ -9,7 +9,13 @@ import (
 
 // suggest says which of the names was probably meant; empty: none is near.
 func suggest(name string, names []string) string {
-	best, least := "", 1+min(len(name)/3, 2)
+	best, least := "", 2
+	switch {
+	case len(name) < 3:
+		return ""
+	case len(name) < 5:
+		least = 1
+	}
 	for _, n := range names[:min(len(names), 1000)] {
 		if len(n)-len(name) > 2 || len(name)-len(n) > 2 {
 			continue
