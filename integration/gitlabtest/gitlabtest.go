@@ -24,8 +24,8 @@ import (
 
 // Options say how the server behaves. The zero value is a GitLab with the defaults of GitLab.com.
 type Options struct {
-	// Listen is the address to listen on; empty: a free port of 127.0.0.1. With URL set, nothing listens: the server is
-	// an http.Handler, or is reached by its Dial.
+	// Listen is the address to listen on. If it and URL are empty, that is a free port of 127.0.0.1; with URL alone
+	// nothing listens: the server is an http.Handler, or is reached by its Dial.
 	Listen string
 	// URL is the forge's address for runners and jobs, such as http://gitlab.test; empty: that of the listener.
 	URL string
@@ -76,8 +76,9 @@ type Options struct {
 	RateLimit          RateLimit
 	Faults             Plan
 
-	// Log, if set, is told of each request and change of state.
-	Log func(format string, args ...any)
+	// Log, if set, is told of each change of state, breach and fault; with Verbose also of each request.
+	Log     func(format string, args ...any)
+	Verbose bool
 }
 
 // Redirect is where artifacts go to and come from.
@@ -182,11 +183,11 @@ func New(o Options) (*Server, error) {
 	s.route()
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
 	s.memory = newPipeListener()
-	if o.URL == "" {
+	if o.URL == "" || o.Listen != "" {
 		if s.listener, err = net.Listen("tcp", defaulted(o.Listen, "127.0.0.1:0")); err != nil {
 			return nil, errors.Join(fmt.Errorf("listen for runners: %w", err), s.Close())
 		}
-		s.URL = "http://" + s.listener.Addr().String()
+		s.URL = defaulted(s.URL, "http://"+s.listener.Addr().String())
 		s.serving.Go(func() { _ = s.http.Serve(s.listener) })
 	}
 	s.serving.Go(func() { _ = s.http.Serve(s.memory) })

@@ -106,7 +106,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if closed {
 		panic(http.ErrAbortHandler)
 	}
-	s.o.Log("%s %s", r.Method, r.URL.Path)
+	if s.o.Verbose {
+		s.o.Log("%s %s", r.Method, r.URL.Path)
+	}
 	if e != Other && e != Git && e != Store && !s.allow(w, r, e) {
 		return
 	}
