@@ -60,8 +60,8 @@ func (a *app) root() *cobra.Command {
 		return usage(fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
 	})
 	root.AddCommand(a.serveCommand(), a.buildCommand(), a.runCommand(), a.jobsCommand(), a.logsCommand(), a.cancelCommand(),
-		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand())
-	root.AddCommand(a.execCommand())
+		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand(),
+		a.devCommand(), a.execCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }
