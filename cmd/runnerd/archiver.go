@@ -42,7 +42,7 @@ const (
 	// pipeGrace is how long what packs may leave its output open when it has ended, in a child for example.
 	pipeGrace = 2 * time.Second
 	// undoGrace is how long what extracts may take to undo what it has done, when nobody wants it any more.
-	undoGrace = 10 * time.Second
+	undoGrace = 5 * time.Second
 )
 
 // Pack begins to pack; see job.Archiver.

@@ -109,7 +109,7 @@ func keptJob(t *testing.T, store *cache.Store, h *localHost, kept api.Kept) (exi
 	if err != nil {
 		t.Fatal(err)
 	}
-	step, err := newKeptStep(r, script, store, config.Cache{MaxEntry: 1 << 30, MaxFiles: 100, Timeout: config.Duration(5 * time.Second), KeepArtifact: config.Duration(time.Hour)}, &noted{})
+	step, err := newKeptStep(r, script, store, config.Cache{MaxEntry: 1 << 30, MaxFiles: 100, Timeout: config.Duration(2 * time.Second), KeepArtifact: config.Duration(time.Hour)}, &noted{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,6 +170,7 @@ func TestKeptStep(t *testing.T) {
 		},
 		"a signal half-way": func(_ context.Context, p sandbox.Process) (sandbox.Exit, error) {
 			if p.Args[2] == "pack" {
+				_, _ = io.WriteString(p.Stderr, "path 1\nfurther 0\nfound 1 0\npack\n")
 				_, _ = p.Stdout.Write(make([]byte, 3<<20))
 			}
 			return sandbox.Exit{Code: 137, Signal: 9}, nil

@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// downloadTries and downloadPause are gitlab-runner's (commands/helpers/artifacts_downloader.go), within one of
-	// ARTIFACT_DOWNLOAD_ATTEMPTS, of which there are maxAttempts at most (common/build.go).
+	// downloadTries is how often a download is tried that breaks off, with downloadPause between, within one of
+	// ARTIFACT_DOWNLOAD_ATTEMPTS, of which there are maxAttempts at most (gitlab-runner,
+	// commands/helpers/artifacts_downloader.go and common/build.go). What has not begun the Forge has tried again itself.
 	downloadTries = 3
 	downloadPause = time.Second
 	maxAttempts   = 10
@@ -41,8 +42,10 @@ func (k *Kept) download(ctx context.Context, d spec.Dependency) error {
 	id := field{"id", d.ID}
 	for try := 1; ; try++ {
 		var refused error
+		var got received
 		sum, err := k.Archiver.Extract(ctx, k.On, Target{Dir: k.Dir, User: k.User, Format: FormatZip}, -1, func(w io.Writer) error {
-			refused = k.Forge.DownloadArtifact(ctx, d, w)
+			got.Writer = w
+			refused = k.Forge.DownloadArtifact(ctx, d, &got)
 			return refused
 		})
 		var packing *PackError
@@ -73,7 +76,7 @@ func (k *Kept) download(ctx context.Context, d spec.Dependency) error {
 			return &ArtifactError{fmt.Errorf("download the artifacts of %s (%d): %s: %w", d.Name, d.ID, why, refused)}
 		}
 		k.line(warnLevel(), doing+" failed", id, field{"status", statusText(k.Forge.Status(refused))})
-		if try == downloadTries {
+		if try == downloadTries || !got.some {
 			k.fatal("%v", refused)
 			return &ArtifactError{fmt.Errorf("download the artifacts of %s (%d): %w", d.Name, d.ID, refused)}
 		}
@@ -84,4 +87,15 @@ func (k *Kept) download(ctx context.Context, d spec.Dependency) error {
 		}
 		k.line(warnLevel(), "Retrying...", field{"error", refused})
 	}
+}
+
+// received knows whether something has come.
+type received struct {
+	io.Writer
+	some bool
+}
+
+func (r *received) Write(p []byte) (int, error) {
+	r.some = r.some || len(p) > 0
+	return r.Writer.Write(p)
 }
