@@ -66,8 +66,12 @@ func newExtractor(root *os.Root, limits Limits, undoes bool) *extractor {
 func (x *extractor) extract(next func() (*tar.Header, io.Reader, error)) (Summary, error) {
 	err := x.run(next)
 	x.leave()
-	if x.undo != nil {
-		x.undo.end(err != nil)
+	switch {
+	case x.undo == nil:
+	case err != nil:
+		x.undo.undo()
+	default:
+		x.undo.forget()
 	}
 	return x.sum, err
 }
@@ -275,7 +279,12 @@ func (x *extractor) file(h *tar.Header, r io.Reader) error {
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(at, base, flags, 0o600)
 	if err == unix.EEXIST {
-		if err := x.displace(h.Name); err != nil {
+		if x.undo != nil {
+			err = x.undo.displaceAt(x.at, base, h.Name)
+		} else {
+			err = x.root.Remove(h.Name)
+		}
+		if err != nil {
 			return err
 		}
 		fd, err = unix.Openat(at, base, flags, 0o600)

@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // undo notes what an extraction changes. What it replaces is renamed, and removed when all has gone well: putting a
@@ -50,14 +52,50 @@ func (u *undo) displace(name string) error {
 	return err
 }
 
-// end puts back what there was, or forgets it. What others have changed meanwhile stays.
-func (u *undo) end(failed bool) {
+// displaceAt is displace of a name in a directory that is open, which takes a third of the time.
+func (u *undo) displaceAt(dir *os.File, base, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return u.displace(name)
+	}
+	aside := u.prefix + strconv.Itoa(len(u.changes))
+	if err := unix.Renameat(int(dir.Fd()), base, int(dir.Fd()), aside); err != nil {
+		return err
+	}
+	u.changes = append(u.changes, change{name: name, aside: path.Join(path.Dir(name), aside)})
+	return nil
+}
+
+// forget removes what was replaced.
+func (u *undo) forget() {
+	var dir *os.File // of the last one: most lie in the same
+	at := ""
+	for _, c := range u.changes {
+		if c.aside == "" {
+			continue
+		}
+		if in := path.Dir(c.aside); dir == nil || in != at {
+			if dir != nil {
+				_ = dir.Close()
+			}
+			var err error
+			if dir, err = u.root.OpenFile(in, os.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+				dir = nil
+				continue
+			}
+			at = in
+		}
+		_ = unix.Unlinkat(int(dir.Fd()), path.Base(c.aside), 0)
+	}
+	if dir != nil {
+		_ = dir.Close()
+	}
+}
+
+// undo puts back what there was. What others have changed meanwhile stays.
+func (u *undo) undo() {
 	for _, c := range slices.Backward(u.changes) {
 		switch {
-		case !failed:
-			if c.aside != "" {
-				_ = u.root.Remove(c.aside)
-			}
 		case c.aside != "":
 			_ = u.root.Rename(c.aside, c.name)
 		case c.dir != 0:

@@ -163,5 +163,11 @@ func Downloads(d spec.Dependency) bool { return d.ArtifactsFile.Filename != "" }
 
 // holds reports whether a condition (GitLab, cache:when and artifacts:when) holds after a script.
 func holds(when string, succeeded bool) bool {
-	return when == "always" || succeeded == (when == "" || when == "on_success")
+	switch when {
+	case "", "on_success":
+		return succeeded
+	case "on_failure":
+		return !succeeded
+	}
+	return when == "always"
 }
