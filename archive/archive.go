@@ -1,5 +1,5 @@
-// Package archive makes tar streams of files and extracts them again. Nothing that an archive says leads out of
-// the directory that it is extracted into. It is small, because the sandboxes' init holds it too: no reflection.
+// Package archive packs files (tar, zip, gzip) and extracts them again (tar, zip). Nothing that an archive says leads
+// out of the directory that it is extracted into. It is small, because the sandboxes' init holds it too.
 package archive
 
 import (
@@ -22,6 +22,8 @@ type Summary struct {
 	Bytes int64 // of their contents
 	// Skipped counts devices, sockets and FIFOs, which no archive keeps.
 	Skipped int64
+	// Git is that some of what was extracted is in a directory .git at the top.
+	Git bool
 }
 
 // ErrTooLarge is wrapped by the error of what exceeds its Limits.
@@ -46,9 +48,13 @@ type budget struct {
 
 func (b *budget) entry() error {
 	if b.entries++; b.Entries > 0 && b.entries > b.Entries {
-		return tooLarge{"more than " + strconv.FormatInt(b.Entries, 10) + " files"}
+		return b.tooMany()
 	}
 	return nil
+}
+
+func (b *budget) tooMany() error {
+	return tooLarge{"more than " + strconv.FormatInt(b.Entries, 10) + " files"}
 }
 
 func (b *budget) add(n int64) error {

@@ -20,17 +20,16 @@ import (
 // not empty. Owners, set-id bits, devices and FIFOs are not taken over. Links may point to anywhere, as those of
 // a Python environment do: nothing is written through them.
 //
-// With undo, what was made is removed again when Extract fails; what it had replaced stays lost.
+// With undo, what was made is removed again when Extract fails, and what it had replaced is put back.
 func Extract(root *os.Root, r io.Reader, limits Limits, undo bool) (Summary, error) {
-	x := &extractor{root: root, stream: &counter{r: r}, budget: budget{Limits: limits}, undo: undo, buf: make([]byte, copySize)}
-	err := x.run()
-	x.leave()
-	if err != nil && undo {
-		for _, name := range slices.Backward(x.made) {
-			_ = root.Remove(name) // a directory that others have put something into stays
-		}
-	}
-	return x.sum, err
+	stream := &counter{r: r}
+	t := tar.NewReader(bufio.NewReaderSize(stream, readSize))
+	x := newExtractor(root, limits, undo)
+	x.most = func() int64 { return stream.n }
+	return x.extract(func() (*tar.Header, io.Reader, error) {
+		h, err := t.Next()
+		return h, t, err
+	})
 }
 
 // copySize is that of the buffer between streams and files, in bytes.
@@ -40,26 +39,46 @@ const copySize = 128 << 10
 // a full pipe that would wake the writer for a page at a time.
 const readSize = 256 << 10
 
+// extractor extracts entries, in the form that a tar has them.
 type extractor struct {
 	root   *os.Root
-	stream *counter
+	most   func() int64 // how many bytes all files so far may have, by the archive's own size
 	budget budget
 	sum    Summary
 	buf    []byte
-
-	undo bool
-	made []string
-	dirs []*tar.Header
+	undo   *undo // nil: nothing is undone
+	dirs   []*tar.Header
 
 	// at is the directory of the last file, held open: most files lie in that of the one before.
 	at     *os.File
 	atName string
 }
 
-func (x *extractor) run() error {
-	t := tar.NewReader(bufio.NewReaderSize(x.stream, readSize))
+func newExtractor(root *os.Root, limits Limits, undoes bool) *extractor {
+	x := &extractor{root: root, budget: budget{Limits: limits}, buf: make([]byte, copySize)}
+	if undoes {
+		x.undo = newUndo(root)
+	}
+	return x
+}
+
+// extract extracts what next returns until io.EOF.
+func (x *extractor) extract(next func() (*tar.Header, io.Reader, error)) (Summary, error) {
+	err := x.run(next)
+	x.leave()
+	switch {
+	case x.undo == nil:
+	case err != nil:
+		x.undo.undo()
+	default:
+		x.undo.forget()
+	}
+	return x.sum, err
+}
+
+func (x *extractor) run(next func() (*tar.Header, io.Reader, error)) error {
 	for {
-		h, err := t.Next()
+		h, r, err := next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -72,7 +91,7 @@ func (x *extractor) run() error {
 		if h.Name == "." {
 			continue
 		}
-		if err := x.entry(h, t); err != nil {
+		if err := x.entry(h, r); err != nil {
 			return named(h.Name, err)
 		}
 	}
@@ -119,6 +138,7 @@ func (x *extractor) check(h *tar.Header) error {
 	if x.budget.NoGit && (inGit(h.Name) || inGit(h.Linkname)) {
 		return ErrGit
 	}
+	x.sum.Git = x.sum.Git || h.Name == ".git" || strings.HasPrefix(h.Name, ".git/")
 	return x.budget.entry()
 }
 
@@ -173,16 +193,24 @@ func (x *extractor) clear(name string) error {
 	if err := x.mkdirAll(path.Dir(name)); err != nil {
 		return err
 	}
-	if err := x.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := x.displace(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
+// displace removes what is there, for what takes its place.
+func (x *extractor) displace(name string) error {
+	if x.undo == nil {
+		return x.root.Remove(name)
+	}
+	return x.undo.displace(name)
+}
+
 // mkdir makes a directory in the place of what may be there and is none.
 func (x *extractor) mkdir(name string) error {
 	if fi, err := x.root.Lstat(name); err == nil && !fi.IsDir() {
-		if err := x.root.Remove(name); err != nil {
+		if err := x.displace(name); err != nil {
 			return err
 		}
 	}
@@ -211,9 +239,10 @@ func (x *extractor) mkdirAll(name string) error {
 	return nil
 }
 
+// keep notes that something was made.
 func (x *extractor) keep(name string) {
-	if x.undo {
-		x.made = append(x.made, name)
+	if x.undo != nil {
+		x.undo.made(name)
 	}
 }
 
@@ -250,7 +279,12 @@ func (x *extractor) file(h *tar.Header, r io.Reader) error {
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(at, base, flags, 0o600)
 	if err == unix.EEXIST {
-		if err := x.root.Remove(h.Name); err != nil {
+		if x.undo != nil {
+			err = x.undo.displaceAt(x.at, base, h.Name)
+		} else {
+			err = x.root.Remove(h.Name)
+		}
+		if err != nil {
 			return err
 		}
 		fd, err = unix.Openat(at, base, flags, 0o600)
@@ -280,7 +314,7 @@ func (x *extractor) fill(fd int, r io.Reader) error {
 			if err := x.budget.add(int64(n)); err != nil {
 				return err
 			}
-			if x.sum.Bytes += int64(n); x.sum.Bytes > x.stream.n {
+			if x.sum.Bytes += int64(n); x.sum.Bytes > x.most() {
 				return errSparse
 			}
 			for p := x.buf[:n]; len(p) > 0; {

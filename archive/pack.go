@@ -3,223 +3,239 @@ package archive
 import (
 	"archive/tar"
 	"bufio"
-	"cmp"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path"
-	"slices"
-	"strings"
 	"time"
 
-	"github.com/bmatcuk/doublestar/v4"
 	"golang.org/x/sys/unix"
 )
 
-// Pack writes a tar stream of what patterns match below dir, directories with all that is in them, in an order
-// that depends on names only. A pattern is a path relative to dir or below it, and may have *, **, ?, [a-z] and
-// {a,b}; one that matches nothing is nothing. Links are packed, not followed. Owners are not kept, times to the
-// second. A file that grows meanwhile is packed as it was; one that shrinks is an error.
-func Pack(w io.Writer, dir string, patterns []string, limits Limits) (Summary, error) {
-	out := bufio.NewWriterSize(w, 256<<10)
-	p := &packer{dir: dir, budget: budget{Limits: limits}, tar: tar.NewWriter(out), buf: make([]byte, copySize)}
-	if len(patterns) > 1 {
-		p.seen = map[string]bool{}
-	}
-	for _, pattern := range patterns {
-		if err := p.pattern(pattern); err != nil {
-			return p.sum, err
-		}
-	}
-	if err := p.tar.Close(); err != nil {
-		return p.sum, err
-	}
-	return p.sum, out.Flush()
+// Format is that of an archive.
+type Format string
+
+// The formats, all of which are written and none of which is sought in.
+const (
+	Tar  Format = "tar"
+	Zip  Format = "zip"  // with the sizes behind the files
+	Gzip Format = "gzip" // regular files only, each a member with its name
+	Raw  Format = "raw"  // one file, as it is
+)
+
+// Packing says how something is packed.
+type Packing struct {
+	Format Format
+	Level  int // of the compression of Zip, 0 (none) to 9; Gzip's is fixed
+	Limits Limits
 }
 
-type packer struct {
-	dir    string
-	tar    *tar.Writer
-	budget budget
-	sum    Summary
-	buf    []byte
-	seen   map[string]bool // when several patterns may match the same
-	links  map[inode]string
-}
+// Errors of Check.
+var (
+	errFormat = errors.New("not a format of archives: use tar, zip, gzip or raw")
+	errRaw    = errors.New("only one file can be sent as raw")
+)
 
-type inode struct{ dev, ino uint64 }
-
-// Within makes a pattern relative to dir, or says that it leads out of it.
-func Within(dir, pattern string) (string, error) {
-	rel := path.Clean(pattern)
-	if path.IsAbs(rel) {
-		in, ok := strings.CutPrefix(rel, path.Clean(dir))
-		if !ok || in != "" && in[0] != '/' && dir != "/" {
-			return "", outside(pattern)
-		}
-		if rel = strings.TrimPrefix(in, "/"); rel == "" {
-			rel = "."
-		}
-	}
-	if pattern == "" || rel == ".." || strings.HasPrefix(rel, "../") || strings.ContainsRune(rel, 0) {
-		return "", outside(pattern)
-	}
-	return rel, nil
-}
-
-func outside(pattern string) error {
-	return &fs.PathError{Op: "pack", Path: pattern, Err: errors.New("the path is not within the working directory")}
-}
-
-func (p *packer) pattern(pattern string) error {
-	rel, err := Within(p.dir, pattern)
-	if err != nil {
-		return err
-	}
-	if !strings.ContainsAny(rel, `*?[{\`) {
-		err := p.tree(rel)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-			return nil
-		}
-		return err
-	}
-	if !doublestar.ValidatePattern(rel) {
-		return &fs.PathError{Op: "pack", Path: pattern, Err: doublestar.ErrBadPattern}
-	}
-	if p.seen == nil {
-		p.seen = map[string]bool{}
-	}
-	var matches []string
-	err = doublestar.GlobWalk(os.DirFS(p.dir), rel, func(name string, d fs.DirEntry) error {
-		matches = append(matches, name)
-		if p.budget.Entries > 0 && int64(len(matches)) > p.budget.Entries {
-			return (&budget{Limits: p.budget.Limits, entries: p.budget.Entries}).entry()
-		}
+// Check reports whether files can be packed, as far as that can be seen beforehand.
+func (p Packing) Check(dir string, names []string) error {
+	switch p.Format {
+	case Tar, Zip:
 		return nil
-	}, doublestar.WithNoFollow())
-	if err != nil {
-		return err
+	case Raw:
+		if len(names) > 1 {
+			return errRaw
+		}
+	case Gzip:
+	default:
+		return errFormat
 	}
-	slices.Sort(matches)
-	for _, name := range matches {
-		if err := p.tree(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Lstat(path.Join(dir, name), &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return notRegular(name)
 		}
 	}
 	return nil
 }
 
-// tree packs one name and all below it. What has vanished since it was listed is fs.ErrNotExist.
-func (p *packer) tree(name string) error {
-	if p.seen != nil {
-		if p.seen[name] {
-			return nil
-		}
-		p.seen[name] = true
+func notRegular(name string) error {
+	return &fs.PathError{Op: "pack", Path: name, Err: errors.New("it is not a regular file, and this format holds no others")}
+}
+
+// Pack packs the files that Select has found below dir, in an order that depends on names only. What has vanished
+// since is left out. Links are packed, not followed. Owners are not kept, times to the second. A file that grows
+// meanwhile is packed as it was; one that shrinks is an error, where the format says sizes beforehand.
+func Pack(w io.Writer, dir string, names []string, p Packing) (Summary, error) {
+	out := bufio.NewWriterSize(w, 256<<10)
+	k := &packer{dir: dir, budget: budget{Limits: p.Limits}, buf: make([]byte, copySize)}
+	switch p.Format {
+	case Tar:
+		k.to = &tarPack{w: tar.NewWriter(out)}
+	case Zip:
+		k.to = newZipPack(out, p.Level)
+	case Gzip:
+		k.to = newGzipPack(out)
+	case Raw:
+		k.to = rawPack{out}
+	default:
+		return k.sum, errFormat
 	}
+	for _, name := range names {
+		if err := k.entry(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return k.sum, err
+		}
+	}
+	if err := k.to.close(); err != nil {
+		return k.sum, err
+	}
+	return k.sum, out.Flush()
+}
+
+// output is an archive that is being written.
+type output interface {
+	directory(i *item) error
+	symlink(i *item, target string) error
+	// file begins a file, of which the contents follow. nil: there are none to come.
+	file(i *item) (io.Writer, error)
+	// sized reports whether the contents must be as many bytes as the item says.
+	sized() bool
+	close() error
+}
+
+// item is what is packed: its name in the archive, and what it was when it was looked at.
+type item struct {
+	name string
+	unix.Stat_t
+}
+
+func (i *item) mode() fs.FileMode   { return fs.FileMode(i.Mode & 0o777) }
+func (i *item) modified() time.Time { return time.Unix(i.Mtim.Sec, 0) } // fractions would take another two blocks a file
+
+type packer struct {
+	dir    string
+	to     output
+	budget budget
+	sum    Summary
+	buf    []byte
+}
+
+// entry packs one name. What has vanished since it was listed is fs.ErrNotExist.
+func (p *packer) entry(name string) error {
 	full := path.Join(p.dir, name)
-	var st unix.Stat_t
-	if err := unix.Lstat(full, &st); err != nil {
+	i := &item{name: name}
+	if err := unix.Lstat(full, &i.Stat_t); err != nil {
 		return &fs.PathError{Op: "pack", Path: name, Err: err}
 	}
-	h := &tar.Header{
-		Name: name, Mode: int64(st.Mode & 0o777), Format: tar.FormatUnknown,
-		ModTime: time.Unix(st.Mtim.Sec, 0), // fractions would take another two blocks a file
+	kind := i.Mode & unix.S_IFMT
+	switch kind {
+	case unix.S_IFREG, unix.S_IFLNK, unix.S_IFDIR:
+	default:
+		p.sum.Skipped++
+		return nil
 	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return p.file(h, full, &st)
+	if name == "." {
+		return nil
+	}
+	if err := p.budget.entry(); err != nil {
+		return err
+	}
+	switch kind {
+	case unix.S_IFDIR:
+		return p.to.directory(i)
 	case unix.S_IFLNK:
 		target, err := os.Readlink(full)
 		if err != nil {
 			return err
 		}
-		h.Typeflag, h.Linkname = tar.TypeSymlink, target
 		p.sum.Files++
-		return p.header(h)
-	case unix.S_IFDIR:
-		return p.directory(h, full)
+		return p.to.symlink(i, target)
 	}
-	p.sum.Skipped++
-	return nil
+	return p.file(i, full)
 }
 
-func (p *packer) header(h *tar.Header) error {
-	if err := p.budget.entry(); err != nil {
-		return err
-	}
-	return p.tar.WriteHeader(h)
-}
-
-func (p *packer) directory(h *tar.Header, full string) error {
-	if h.Name != "." {
-		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
-		if err := p.header(h); err != nil {
-			return err
-		}
-	}
-	f, err := os.Open(full)
-	if err != nil {
-		return err
-	}
-	entries, err := f.ReadDir(-1)
-	_ = f.Close()
-	if err != nil {
-		return err
-	}
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return cmp.Compare(a.Name(), b.Name()) })
-	for _, e := range entries {
-		if err := p.tree(path.Join(h.Name, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *packer) file(h *tar.Header, full string, st *unix.Stat_t) error {
-	if st.Nlink > 1 {
-		id := inode{st.Dev, st.Ino}
-		if first, ok := p.links[id]; ok {
-			h.Typeflag, h.Linkname = tar.TypeLink, first
-			p.sum.Files++
-			return p.header(h)
-		}
-		if p.links == nil {
-			p.links = map[inode]string{}
-		}
-		p.links[id] = h.Name
-	}
+func (p *packer) file(i *item, full string) error {
 	// O_NONBLOCK: by now it may be a FIFO.
 	fd, err := unix.Open(full, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &fs.PathError{Op: "pack", Path: h.Name, Err: err}
+		return &fs.PathError{Op: "pack", Path: i.name, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }()
-	h.Typeflag, h.Size = tar.TypeReg, st.Size
-	if err := p.budget.add(h.Size); err != nil {
-		return err
-	}
-	if err := p.header(h); err != nil {
+	w, err := p.to.file(i)
+	if err != nil {
 		return err
 	}
 	p.sum.Files++
-	p.sum.Bytes += h.Size
-	for left := h.Size; left > 0; {
+	if w == nil {
+		return nil
+	}
+	if err := p.budget.add(i.Size); err != nil {
+		return err
+	}
+	for left := i.Size; left > 0; {
 		n, err := unix.Read(fd, p.buf[:min(left, int64(len(p.buf)))])
 		if err == unix.EINTR {
 			continue
 		}
 		if err == nil && n == 0 {
+			if !p.to.sized() {
+				return nil
+			}
 			err = errors.New("it has become shorter while it was packed: end what writes it")
 		}
 		if err != nil {
-			return &fs.PathError{Op: "pack", Path: h.Name, Err: err}
+			return &fs.PathError{Op: "pack", Path: i.name, Err: err}
 		}
-		if _, err := p.tar.Write(p.buf[:n]); err != nil {
+		if _, err := w.Write(p.buf[:n]); err != nil {
 			return err
 		}
+		p.sum.Bytes += int64(n)
 		left -= int64(n)
 	}
 	return nil
 }
+
+// tarPack writes a tar.
+type tarPack struct {
+	w     *tar.Writer
+	links map[inode]string // of files with several names, the first
+}
+
+type inode struct{ dev, ino uint64 }
+
+func (t *tarPack) header(i *item, kind byte) *tar.Header {
+	return &tar.Header{Name: i.name, Typeflag: kind, Mode: int64(i.mode()), ModTime: i.modified(), Format: tar.FormatUnknown}
+}
+
+func (t *tarPack) directory(i *item) error {
+	h := t.header(i, tar.TypeDir)
+	h.Name += "/"
+	return t.w.WriteHeader(h)
+}
+
+func (t *tarPack) symlink(i *item, target string) error {
+	h := t.header(i, tar.TypeSymlink)
+	h.Linkname = target
+	return t.w.WriteHeader(h)
+}
+
+func (t *tarPack) file(i *item) (io.Writer, error) {
+	if i.Nlink > 1 {
+		id := inode{i.Dev, i.Ino}
+		if first, ok := t.links[id]; ok {
+			h := t.header(i, tar.TypeLink)
+			h.Linkname = first
+			return nil, t.w.WriteHeader(h)
+		}
+		if t.links == nil {
+			t.links = map[inode]string{}
+		}
+		t.links[id] = i.name
+	}
+	h := t.header(i, tar.TypeReg)
+	h.Size = i.Size
+	return t.w, t.w.WriteHeader(h)
+}
+
+func (t *tarPack) sized() bool  { return true }
+func (t *tarPack) close() error { return t.w.Close() }

@@ -147,7 +147,7 @@ func (b *cacheBench) save(empty bool) time.Duration {
 		b.must(err)
 	}
 	began := time.Now()
-	cmd := b.archiver(b.tree, "pack", "0", "0", ".")
+	cmd := b.archiver(b.tree, "pack", "0", "0", "--", ".")
 	r, w, err := cache.Pipe()
 	b.must(err)
 	defer func() { _ = r.Close() }()
@@ -191,7 +191,9 @@ func (b *cacheBench) restore() time.Duration {
 	b.must(cmd.Wait())
 	b.must(from.Close())
 	took := time.Since(began)
-	if sum, err := archive.Pack(io.Discard, dir, []string{"."}, archive.Limits{}); err != nil || sum.Files != cachedFiles {
+	found, err := archive.Select(dir, archive.Selection{Patterns: []string{"."}}, archive.Limits{})
+	b.must(err)
+	if sum, err := archive.Pack(io.Discard, dir, found.Names, archive.Packing{Format: archive.Tar}); err != nil || sum.Files != cachedFiles {
 		b.Fatal(sum, err)
 	}
 	return took

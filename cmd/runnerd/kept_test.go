@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -71,32 +70,7 @@ func (h *localHost) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, 
 	if h.broken != nil {
 		return h.broken(ctx, p)
 	}
-	size, _ := strconv.ParseInt(p.Args[3], 10, 64)
-	files, _ := strconv.ParseInt(p.Args[4], 10, 64)
-	var sum archive.Summary
-	var err error
-	report := p.Stderr
-	if p.Args[2] == "pack" {
-		sum, err = archive.Pack(p.Stdout, h.dir, p.Args[5:], archive.Limits{Bytes: size, Entries: files})
-	} else {
-		report = p.Stdout
-		var content []byte
-		content, err = io.ReadAll(p.Stdin)
-		root, _ := os.OpenRoot(h.dir)
-		defer func() { _ = root.Close() }()
-		if err == nil && int64(len(content)) != size {
-			err = io.ErrUnexpectedEOF
-		}
-		if err == nil {
-			sum, err = archive.Extract(root, bytes.NewReader(content), archive.Limits{Entries: files}, true)
-		}
-	}
-	if err != nil {
-		_, _ = fmt.Fprintln(p.Stderr, err)
-		return sandbox.Exit{Code: 1}, nil
-	}
-	_, _ = fmt.Fprintln(report, sum.Files, sum.Bytes, sum.Skipped)
-	return sandbox.Exit{}, nil
+	return sandbox.Exit{Code: archive.Command(h.dir, p.Args[2:], p.Stdin, p.Stdout, p.Stderr)}, nil
 }
 
 type noticed struct{ bytes.Buffer }
@@ -135,7 +109,7 @@ func keptJob(t *testing.T, store *cache.Store, h *localHost, kept api.Kept) (exi
 	if err != nil {
 		t.Fatal(err)
 	}
-	step, err := newKeptStep(r, script, store, config.Cache{MaxEntry: 1 << 30, MaxFiles: 100, Timeout: config.Duration(5 * time.Second), KeepArtifact: config.Duration(time.Hour)}, &noted{})
+	step, err := newKeptStep(r, script, store, config.Cache{MaxEntry: 1 << 30, MaxFiles: 100, Timeout: config.Duration(2 * time.Second), KeepArtifact: config.Duration(time.Hour)}, &noted{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,6 +170,7 @@ func TestKeptStep(t *testing.T) {
 		},
 		"a signal half-way": func(_ context.Context, p sandbox.Process) (sandbox.Exit, error) {
 			if p.Args[2] == "pack" {
+				_, _ = io.WriteString(p.Stderr, "path 1\nfurther 0\nfound 1 0\npack\n")
 				_, _ = p.Stdout.Write(make([]byte, 3<<20))
 			}
 			return sandbox.Exit{Code: 137, Signal: 9}, nil

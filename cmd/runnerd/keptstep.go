@@ -13,8 +13,8 @@ import (
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
+	gitlabjob "github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/sandbox"
-	"github.com/runnerd/runnerd/scope"
 )
 
 // workspace is where jobs work that do not say: a directory that an engine in the sandbox sees too.
@@ -24,35 +24,28 @@ const workspace = "/workspace"
 // saved is no reason to fail; that an artifact was not kept is.
 type keptStep struct {
 	runner.Step
-	job      string
-	scope    scope.Scope
-	kept     api.Kept
-	archiver archiver
-	store    *cache.Store
-	limits   config.Cache
-	uses     uses
-}
-
-// uses notes which jobs have read and written what is kept, so that it is known who is concerned when an entry is
-// revoked. It is the ledger.
-type uses interface {
-	Read(store, entry, job string, of scope.Scope)
-	Wrote(store, entry, job string, of scope.Scope)
+	kept      api.Kept
+	dir, user string // of the files
+	archiver  archiver
+	caches    keptCaches
+	limits    config.Cache
 }
 
 // newKeptStep wraps the step of a request of KindScript, unless that keeps nothing.
 // Where the job has a client, that is told what has become of it.
 func newKeptStep(r runner.Request, step scriptStep, store *cache.Store, limits config.Cache, uses uses) (runner.Step, error) {
-	s := keptStep{Step: step, job: r.ID, scope: r.Scope, store: store, limits: limits, uses: uses}
+	s := keptStep{
+		Step: step, dir: step.script.Dir, user: step.script.User, limits: limits,
+		archiver: newArchiver(limits), caches: keptCaches{store, uses, r.Scope, r.ID},
+	}
 	if err := json.Unmarshal(r.Payload, &s.kept); err != nil {
 		return nil, fmt.Errorf("read what the job keeps: %w", err)
 	}
 	if len(s.kept.Caches) == 0 && len(s.kept.Artifacts) == 0 {
 		return step, nil
 	}
-	s.archiver = archiver{dir: step.script.Dir, user: step.script.User, maxBytes: int64(limits.MaxEntry), maxFiles: limits.MaxFiles}
-	if s.archiver.dir == "" {
-		s.archiver.dir = workspace
+	if s.dir == "" {
+		s.dir = workspace
 	}
 	if step.attach {
 		return noticesStep{Step: s, job: r.ID, secrets: step.secrets, sessions: step.sessions}, nil
@@ -107,7 +100,7 @@ func (s keptStep) Run(ctx context.Context, on sandbox.Host, out runner.Output) (
 			continue
 		}
 		notice("artifact %s: not kept: %v", a.Name, err)
-		var failed *packError
+		var failed *gitlabjob.PackError
 		if !errors.As(err, &failed) && !errors.Is(err, cache.ErrTooLarge) && !errors.Is(err, errSlow) {
 			return exit, fmt.Errorf("keep artifact %s: %w", a.Name, err)
 		}
@@ -127,50 +120,40 @@ func (s keptStep) limit(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, time.Duration(s.limits.Timeout), errSlow)
 }
 
-// restore says what has come of it. A damaged entry is dropped when it is read, and the next one is tried.
+// restore says what has come of it.
 func (s keptStep) restore(ctx context.Context, on sandbox.Host, c api.Cache) string {
 	ctx, cancel := s.limit(ctx)
 	defer cancel()
-	start, damaged := time.Now(), ""
-	for {
-		e, err := s.store.Find(ctx, s.scope, append([]string{c.Key}, c.Fallback...)...)
-		switch {
-		case err != nil:
-			return fmt.Sprintf("%smiss: %v", damaged, err)
-		case e == nil:
-			return damaged + "miss"
-		}
-		r := s.store.Open(ctx, e)
-		sum, err := s.archiver.extract(ctx, on, e.Bytes, r)
-		_ = r.Close()
-		switch {
-		case err == nil:
-			s.uses.Read(s.store.Name(), e.ID(), s.job, s.scope)
-			if err := s.store.Used(ctx, e); err != nil {
-				damaged += fmt.Sprintf("(its use was not noted: %v) ", err)
-			}
-			fallback := ""
-			if e.Key != c.Key {
-				fallback = fmt.Sprintf(" (fallback %s)", shown(e.Key))
-			}
-			return fmt.Sprintf("%srestored %s, %s from %s, written by job %s%s, %s", damaged, mebi(e.Bytes), sum, e.Scope, e.Job, fallback, seconds(start))
-		case errors.Is(err, cache.ErrDamaged) && damaged == "":
-			damaged = fmt.Sprintf("%s of job %s was dropped: %v; ", shown(e.Key), e.Job, err)
-		default:
-			return fmt.Sprintf("%smiss: %s of job %s was not restored: %v", damaged, shown(e.Key), e.Job, err)
-		}
+	start := time.Now()
+	var sum counts
+	e, note, err := s.caches.restore(ctx, append([]string{c.Key}, c.Fallback...), func(size int64, from func(io.Writer) error) (err error) {
+		target := gitlabjob.Target{Dir: s.dir, User: s.user, Format: gitlabjob.FormatTar}
+		sum, err = s.archiver.extract(ctx, on, target, size, from)
+		return err
+	})
+	switch {
+	case err != nil && e == nil:
+		return fmt.Sprintf("%smiss: %v", note, err)
+	case err != nil:
+		return fmt.Sprintf("%smiss: %s of job %s was not restored: %v", note, shown(e.Key), e.Job, err)
+	case e == nil:
+		return note + "miss"
 	}
+	fallback := ""
+	if e.Key != c.Key {
+		fallback = fmt.Sprintf(" (fallback %s)", shown(e.Key))
+	}
+	return fmt.Sprintf("%srestored %s, %s from %s, written by job %s%s, %s", note, mebi(e.Bytes), sum, e.Scope, e.Job, fallback, seconds(start))
 }
 
 func (s keptStep) save(ctx context.Context, on sandbox.Host, c api.Cache) string {
 	start := time.Now()
 	saved, sum, err := s.pack(ctx, on, c.Paths, func(ctx context.Context, r io.Reader) (cache.Saved, error) {
-		return s.store.Save(ctx, s.scope, s.scope, c.Key, s.job, r)
+		return s.caches.save(ctx, c.Key, r)
 	})
 	if err != nil {
 		return fmt.Sprintf("not saved: %v", err)
 	}
-	s.uses.Wrote(s.store.Name(), saved.ID, s.job, s.scope)
 	return fmt.Sprintf("saved %s, %s (%s new), %s", mebi(saved.Bytes), sum, mebi(saved.NewBytes), seconds(start))
 }
 
@@ -181,7 +164,7 @@ func (s keptStep) keep(ctx context.Context, on sandbox.Host, a api.Artifact) (st
 		until = start.Add(time.Duration(a.Keep))
 	}
 	saved, sum, err := s.pack(ctx, on, a.Paths, func(ctx context.Context, r io.Reader) (cache.Saved, error) {
-		return s.store.SaveArtifact(ctx, s.scope, s.job, a.Name, until, r)
+		return s.caches.store.SaveArtifact(ctx, s.caches.scope, s.caches.job, a.Name, until, r)
 	})
 	if err != nil {
 		return "", err
@@ -189,14 +172,33 @@ func (s keptStep) keep(ctx context.Context, on sandbox.Host, a api.Artifact) (st
 	return fmt.Sprintf("kept %s, %s until %s, %s", mebi(saved.Bytes), sum, until.Format(time.DateTime), seconds(start)), nil
 }
 
-func (s keptStep) pack(ctx context.Context, on sandbox.Host, paths []string, save func(context.Context, io.Reader) (cache.Saved, error)) (saved cache.Saved, sum counts, err error) {
+// pack has save read a tar of what paths match, which must be a file at least, and within the directory.
+func (s keptStep) pack(ctx context.Context, on sandbox.Host, paths []string, save func(context.Context, io.Reader) (cache.Saved, error)) (cache.Saved, counts, error) {
 	ctx, cancel := s.limit(ctx)
 	defer cancel()
-	sum, err = s.archiver.pack(ctx, on, paths, func(r io.Reader) (err error) {
-		saved, err = save(ctx, r)
-		return err
-	})
-	return saved, sum, err
+	p, err := s.archiver.pack(ctx, on, gitlabjob.Selection{Dir: s.dir, User: s.user, Paths: paths, Format: gitlabjob.FormatTar})
+	if err != nil {
+		return cache.Saved{}, counts{}, err
+	}
+	defer func() { _ = p.Close() }()
+	for _, m := range p.Found().Paths {
+		if m.Wrong != "" {
+			return cache.Saved{}, counts{}, &gitlabjob.PackError{Message: m.Wrong}
+		}
+	}
+	saved, err := save(ctx, someFiles{p})
+	return saved, p.sum, err
+}
+
+// someFiles does not end well without a file.
+type someFiles struct{ *packing }
+
+func (f someFiles) Read(buf []byte) (int, error) {
+	n, err := f.packing.Read(buf)
+	if errors.Is(err, io.EOF) && f.sum.files == 0 {
+		err = &gitlabjob.PackError{Message: "no file matches its paths"}
+	}
+	return n, err
 }
 
 // shown is a key for people.
