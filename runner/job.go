@@ -100,6 +100,12 @@ type Reporter interface {
 	Finish(ctx context.Context, r Result) error
 }
 
+// Ender is a Reporter that says in its own words how a job ended. What it returns is the last line of the job's log;
+// nothing: there is none.
+type Ender interface {
+	End(r Result) string
+}
+
 // State is where a job is in its life.
 type State string
 
@@ -141,6 +147,9 @@ type Result struct {
 	Times Times         `json:"times"`
 	// Detail is what a step wants to tell beyond its exit code, such as a build's image digest.
 	Detail json.RawMessage `json:"detail,omitempty"`
+	// Err is what the outcome was judged by, for a Reporter that wants to know more than Reason has. Its text is not
+	// masked, so it is for errors.As only, and is kept in memory only.
+	Err error `json:"-"`
 }
 
 // Times are the moments of a job's life; zero if it never came to that.
