@@ -164,7 +164,9 @@ func (f *fake) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	w := httptest.NewRecorder()
 	if x.status != 0 {
-		f.note(r, strconv.Itoa(x.status))
+		var u spec.Update
+		_ = json.Unmarshal(body, &u)
+		f.note(r, fmt.Sprintf("%s !%d", u.State, x.status))
 		for k, v := range x.header {
 			w.Header()[k] = v
 		}
@@ -415,8 +417,11 @@ func once(n int, f func(r *http.Request, body []byte) (fault, bool)) func(*http.
 	return func(r *http.Request, body []byte) fault {
 		mu.Lock()
 		defer mu.Unlock()
+		if n == 0 {
+			return fault{}
+		}
 		x, yes := f(r, body)
-		if !yes || n == 0 {
+		if !yes {
 			return fault{}
 		}
 		n--

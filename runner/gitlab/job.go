@@ -61,12 +61,13 @@ func (m *Manager) assigned(running context.Context, r Registration, client *Clie
 	// What is begun now must come to an end, whatever becomes of running.
 	ctx := context.WithoutCancel(running)
 	ready, err := m.prepare(ctx, Assigned{ID: j.record.ID, Registration: r, Job: *given, Client: client, Stop: j.stop})
-	ready.ID = j.record.ID
-	if err == nil {
-		j.local, err = m.cfg.Adopt(ctx, ready.Request)
+	ready.ID, ready.Name = j.record.ID, j.record.Name
+	local, adoptErr := m.cfg.Adopt(ctx, ready.Request) // also what is refused, so that it is known here
+	if adoptErr == nil {
+		j.local = local
 	}
-	if err != nil {
-		j.refuse(err, jobSecrets(given))
+	if err = errors.Join(err, adoptErr); err != nil {
+		j.refuse(ctx, err, jobSecrets(given))
 		return j
 	}
 	ready.Secrets = append(ready.Secrets, jobSecrets(given)...)
@@ -137,10 +138,15 @@ func (j *job) giveBack(err error) {
 }
 
 // refuse is for a job that cannot be made ready.
-func (j *job) refuse(err error, secrets []string) {
-	res := runner.Result{Outcome: runner.Errored, Message: err.Error(), Err: err}
-	_, _ = io.WriteString(j.streams[runner.Notice], runner.NewMask(secrets).String(j.End(res))+"\n")
-	if err := j.decide(res); err != nil {
+func (j *job) refuse(ctx context.Context, err error, secrets []string) {
+	mask := runner.NewMask(secrets)
+	res := runner.Result{Outcome: runner.Errored, Message: mask.String(err.Error()), Err: err}
+	_, _ = io.WriteString(j.streams[runner.Notice], mask.String(j.End(res))+"\n")
+	err = j.decide(res)
+	if j.local.Reporter != nil {
+		err = errors.Join(err, j.local.Finish(ctx, res))
+	}
+	if err != nil {
 		j.m.cfg.Log.Error("a job's end was not written down", "id", j.record.ID, "error", err)
 	}
 	j.done()

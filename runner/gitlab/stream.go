@@ -22,7 +22,7 @@ func newStream(j *job, s runner.Stream, rules *tokenRules, mark string) *stream 
 		sent = out.stamps
 	}
 	out.tokenMask = &tokenMask{rules: rules, w: both{sent, func() io.Writer {
-		if j.local.Reporter == nil { // it was refused
+		if j.local.Reporter == nil { // it could not be written down here
 			return io.Discard
 		}
 		return j.local.Stream(s)
