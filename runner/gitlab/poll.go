@@ -35,6 +35,7 @@ type poller struct {
 	lastUpdate      string
 	refused, failed pause
 	races           int
+	hurried         bool // the last request was made without a pause
 }
 
 // once asks for one job and returns how long to wait before the next time.
@@ -59,6 +60,7 @@ func (p *poller) once(ctx context.Context) time.Duration {
 	defer cancel()
 	began := time.Now()
 	var job *spec.Job
+	before := p.lastUpdate
 	job, p.lastUpdate, err = client.RequestJob(asking, spec.JobRequest{Token: p.r.Token, SystemID: p.r.SystemID, LastUpdate: p.lastUpdate})
 	if job == nil {
 		p.leave(p.r)
@@ -74,7 +76,13 @@ func (p *poller) once(ctx context.Context) time.Duration {
 	p.failed.reset()
 	p.races = 0
 	if job == nil {
-		return max(0, jitter(p.cfg.CheckInterval)-time.Since(began))
+		gap := max(0, jitter(p.cfg.CheckInterval)-time.Since(began))
+		// A request that does not say what we know is answered at once. The next one is held, if the server does that.
+		p.hurried = gap > 0 && p.lastUpdate != before && !p.hurried
+		if p.hurried {
+			return 0
+		}
+		return gap
 	}
 	j := p.assigned(p.running, p.r, client, job)
 	// How much room it takes is known when it was let in, or not.

@@ -288,11 +288,12 @@ func (l *lockedText) String() string {
 func (w *world) wait(most time.Duration, what string, so func() bool) time.Duration {
 	w.t.Helper()
 	began := time.Now()
+	step := min(max(most/2000, time.Millisecond), time.Second)
 	for !so() {
 		if time.Since(began) > most {
 			w.t.Fatalf("after %s: not yet %s\ncalls:\n%s\nlog:\n%s", most, what, strings.Join(w.fake.calls, "\n"), w.log.String())
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(step)
 	}
 	return time.Since(began)
 }
