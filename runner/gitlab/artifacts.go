@@ -74,7 +74,8 @@ type bodyError struct{ error }
 // upload makes one try. next is where the server wants it instead.
 func (c *Client) upload(ctx context.Context, where *url.URL, token, name string, body func(w io.Writer) error) (next *url.URL, err error) {
 	r, w := io.Pipe()
-	form := multipart.NewWriter(w)
+	pipe := &failing{w: w}
+	form := multipart.NewWriter(pipe)
 	wrote := make(chan error, 1)
 	go func() {
 		part, err := form.CreateFormFile("file", name)
@@ -84,13 +85,13 @@ func (c *Client) upload(ctx context.Context, where *url.URL, token, name string,
 		if err == nil {
 			err = form.Close()
 		}
-		wrote <- err
 		_ = w.CloseWithError(err)
+		wrote <- err
 	}()
-	// The writer ends when nobody reads. Its error is the cause unless it is that nobody reads.
+	// The writer ends when nobody reads. An error of its own is the cause of any other.
 	defer func() {
-		_ = r.CloseWithError(errNotRead)
-		if wrong := <-wrote; wrong != nil && !errors.Is(wrong, errNotRead) && err != nil {
+		_ = r.Close()
+		if wrong := <-wrote; wrong != nil && !pipe.failed {
 			err = &bodyError{wrong}
 		}
 	}()
@@ -114,7 +115,17 @@ func (c *Client) upload(ctx context.Context, where *url.URL, token, name string,
 	return nil, statusError(res)
 }
 
-var errNotRead = errors.New("the server reads no more of it")
+// failing knows whether a write has failed.
+type failing struct {
+	w      io.Writer
+	failed bool
+}
+
+func (f *failing) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	f.failed = f.failed || err != nil
+	return n, err
+}
 
 // headerFor has the token if the URL is one of this forge: object storage must not see it.
 func (c *Client) headerFor(where *url.URL, token string) http.Header {

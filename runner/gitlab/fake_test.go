@@ -428,4 +428,3 @@ func once(n int, f func(r *http.Request, body []byte) (fault, bool)) func(*http.
 		return x
 	}
 }
-

@@ -37,7 +37,9 @@ func TestJob(t *testing.T) {
 	})
 	t.Run("a script that fails", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
-			w.run = func(context.Context, Assigned, runner.Output) (sandbox.Exit, error) { return sandbox.Exit{Code: 42}, nil }
+			w.run = func(context.Context, Assigned, runner.Output) (sandbox.Exit, error) {
+				return sandbox.Exit{Code: 42}, nil
+			}
 			id := w.fake.offer(nil)
 			w.start()
 			j := w.over(id, time.Second)
@@ -293,7 +295,9 @@ func TestTwoPhases(t *testing.T) {
 	}
 	t.Run("accepting: the answer is lost", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
-			w.fake.fault = once(1, func(_ *http.Request, body []byte) (fault, bool) { return fault{after: true}, saysState(body, spec.Running) })
+			w.fake.fault = once(1, func(_ *http.Request, body []byte) (fault, bool) {
+				return fault{after: true}, saysState(body, spec.Running)
+			})
 			id := w.fakeStart()
 			if j := w.over(id, 10*time.Second); j.accepted != 1 || w.runs(id) != 1 {
 				t.Errorf("%+v", j)

@@ -51,7 +51,10 @@ func TestPoll(t *testing.T) {
 	t.Run("409: again at once", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
 			n := 0
-			w.fake.fault = once(10, func(r *http.Request, _ []byte) (fault, bool) { n++; return fault{status: http.StatusConflict}, isRequest(r) })
+			w.fake.fault = once(10, func(r *http.Request, _ []byte) (fault, bool) {
+				n++
+				return fault{status: http.StatusConflict}, isRequest(r)
+			})
 			w.over(w.fakeStart(), 10*time.Millisecond)
 			if n < 10 {
 				t.Error(n)
