@@ -86,8 +86,8 @@ func (j *jobRun) finish(ctx context.Context, err error) {
 
 // lastLine is what the job's log says of how it ended.
 func (j *jobRun) lastLine() string {
-	if e, ok := j.Reporter.(Ender); ok {
-		return e.End(j.result)
+	if j.End != nil {
+		return j.End(j.result)
 	}
 	if j.result.Message == "" {
 		return ""

@@ -88,6 +88,9 @@ type Assignment struct {
 	Reporter
 	// Cancel is closed when whoever asked for the job no longer wants it.
 	Cancel <-chan struct{}
+	// End, when not nil, says how the job ended, in the words of where it came from, for the last line of its log;
+	// nothing: there is none.
+	End func(r Result) string
 }
 
 // Reporter is told about one job's life. Its methods are called in order, from one goroutine, but for the
@@ -98,12 +101,6 @@ type Reporter interface {
 	State(ctx context.Context, s State, detail string)
 	// Finish is called exactly once for each assignment, after the sandbox is closed.
 	Finish(ctx context.Context, r Result) error
-}
-
-// Ender is a Reporter that says in its own words how a job ended. What it returns is the last line of the job's log;
-// nothing: there is none.
-type Ender interface {
-	End(r Result) string
 }
 
 // State is where a job is in its life.

@@ -379,7 +379,7 @@ func TestRequestIsNotCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.plain.CloseIdleConnections()
-	if j, _, err := c.RequestJob(ctx, spec.JobRequest{Token: fakeToken}); err != nil || j == nil {
-		t.Errorf("%v %v", j, err)
+	if g, err := c.RequestJob(ctx, spec.JobRequest{Token: fakeToken}); err != nil || g.Job == nil {
+		t.Errorf("%+v %v", g, err)
 	}
 }

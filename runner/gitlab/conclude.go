@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
+	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 )
 
@@ -39,10 +41,11 @@ func (m *Manager) recover() error {
 			return fmt.Errorf("job %s: %w", r.ID, err)
 		}
 		t := m.newTrace(r, client, s)
+		t.unknown = true
 		f := fateReturned
 		switch {
 		case r.Verdict != nil:
-			f, t.sent = fateDecided, min(r.Sent, s.Size())
+			f = fateDecided
 		case r.Accepted:
 			f = fateInterrupted
 		}
@@ -95,7 +98,7 @@ func (m *Manager) told(r *record, c *Client, s *spool, t *trace, f fate) (p Phas
 		r.Accepted, f = true, fateInterrupted
 	}
 	if f == fateInterrupted {
-		if err := m.interrupt(r, s, t); err != nil {
+		if err := m.interrupt(r, s); err != nil {
 			return PhaseUntold, err.Error()
 		}
 	}
@@ -120,26 +123,31 @@ func (m *Manager) untold(err error) (Phase, string) {
 	return PhaseUntold, err.Error()
 }
 
-// interrupt decides on a job whose process is no more, and says so in its log.
-func (m *Manager) interrupt(r *record, s *spool, t *trace) error {
-	t.sent = s.Size() // if the server has less, it says where to go on
+// interrupted is what happened to a job whose process is no more.
+const interrupted = "runnerd was interrupted while this job ran"
+
+// interrupt decides on such a job, and says so in its log.
+func (m *Manager) interrupt(r *record, s *spool) error {
 	end, err := s.read(max(0, s.Size()-1), 1)
 	if err != nil {
 		return err
 	}
-	text := "\x1b[31;1mERROR: Job failed (system failure): runnerd was interrupted while this job ran\x1b[0;m\n"
+	text := failureLine("Job failed (system failure): %s", interrupted) + "\n"
+	var w io.Writer = s
 	if r.Stamps {
-		text = time.Now().UTC().Format(stampFormat) + stampRunner + " " + text
+		w = stamped(s, runner.Notice)
 	}
 	if len(end) > 0 && end[0] != '\n' {
-		text = "\n" + text
+		_, err = io.WriteString(s, "\n")
 	}
-	if err := s.last(text); err != nil {
+	if err == nil {
+		_, err = io.WriteString(w, text)
+	}
+	if err != nil {
 		return err
 	}
-	r.Verdict = &Verdict{State: spec.Failed, Reason: spec.RunnerSystemFailure}
-	r.Decided, r.Sent = time.Now(), t.sent
-	m.event(*r, PhaseDecided, "runnerd was interrupted while this job ran")
+	r.Verdict, r.Decided = &Verdict{State: spec.Failed, Reason: spec.RunnerSystemFailure}, time.Now()
+	m.event(*r, PhaseDecided, interrupted)
 	return m.journal.update(*r)
 }
 

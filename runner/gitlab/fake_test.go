@@ -356,6 +356,7 @@ func (f *fake) update(w http.ResponseWriter, r *http.Request, id string, body []
 			f.t.Errorf("two checksums: %s", body)
 		}
 		if sum := fmt.Sprintf("crc32:%08x", crc32.ChecksumIEEE(j.trace)); sum != u.Checksum || u.Output.Bytesize != len(j.trace) {
+			j.trace = nil // to be sent anew
 			wrong(http.StatusPreconditionFailed)
 			return
 		}
@@ -393,11 +394,13 @@ func (f *fake) patch(w http.ResponseWriter, r *http.Request, id string, body []b
 	case f.maxTrace > 0 && start+len(body) > f.maxTrace:
 		j.state = "failed"
 		w.WriteHeader(http.StatusForbidden)
-	case start > len(j.trace):
+	case start != len(j.trace) && end+1 != len(j.trace): // what it has already is as good
 		w.Header().Set("Range", fmt.Sprintf("0-%d", len(j.trace)))
 		w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 	default:
-		j.trace = append(j.trace[:start], body...)
+		if start == len(j.trace) {
+			j.trace = append(j.trace, body...)
+		}
 		w.Header().Set("Range", fmt.Sprintf("0-%d", len(j.trace)))
 		w.WriteHeader(http.StatusAccepted)
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,7 +39,6 @@ type record struct {
 	// Verdict is how the job ended, from when that is decided, at Decided.
 	Verdict *Verdict  `json:"verdict,omitempty"`
 	Decided time.Time `json:"decided,omitzero"`
-	Sent    int64     `json:"sent,omitempty"` // how much of the log, in bytes, the server had then
 }
 
 // Verdict is how a job ended, in GitLab's terms.
@@ -57,14 +57,28 @@ func newRecord(id string, r Registration, j *spec.Job) record {
 	}
 }
 
-// truth is the value of a boolean variable of a job, the last of its name.
-func truth(j *spec.Job, key string, otherwise bool) bool {
+// variable is the value of a variable of a job: the last of its name.
+func variable(j *spec.Job, key string) (value string) {
 	for _, v := range j.Variables {
-		if v.Key == key && v.Value != "" {
-			otherwise = v.Value == "true" || v.Value == "1" || v.Value == "TRUE" || v.Value == "True" || v.Value == "t" || v.Value == "T"
+		if v.Key == key {
+			value = v.Value
 		}
 	}
+	return value
+}
+
+// truth is the value of one that is true or false.
+func truth(j *spec.Job, key string, otherwise bool) bool {
+	if b, err := strconv.ParseBool(variable(j, key)); err == nil {
+		return b
+	}
 	return otherwise
+}
+
+// number is the value of one that is a number, else 0.
+func number(j *spec.Job, key string) int {
+	n, _ := strconv.Atoi(variable(j, key))
+	return n
 }
 
 // journal is a directory with a record and a spool of each job: ID.json and ID.trace.

@@ -56,7 +56,7 @@ func TestJob(t *testing.T) {
 			id := w.fake.offer(nil)
 			w.start()
 			j := w.over(id, time.Second)
-			if j.final.FailureReason != spec.RunnerSystemFailure || !strings.Contains(string(j.trace), "(system failure): step script: no more loop devices") {
+			if j.final.FailureReason != spec.RunnerSystemFailure || !strings.Contains(string(j.trace), "(system failure): no more loop devices") {
 				t.Errorf("%+v %q", j.final, j.trace)
 			}
 		})
@@ -100,10 +100,7 @@ func TestJob(t *testing.T) {
 			w.start()
 			time.Sleep(time.Second)
 			synctest.Wait()
-			if n := w.manager.Status()["r"].Jobs; n != 4 { // as many as there is room for, and no request more
-				t.Errorf("%d jobs", n)
-			}
-			if n := w.fake.count("POST jobs/request"); n != 4 {
+			if n := w.fake.count("POST jobs/request"); n != 4 { // as many as there is room for
 				t.Errorf("%d requests for 4 jobs", n)
 			}
 			for _, id := range ids {
@@ -152,7 +149,7 @@ func TestJob(t *testing.T) {
 			w.wait(time.Second, "running", func() bool { return w.runs(id) == 1 })
 			w.end()
 			j := w.fake.job(id)
-			if j.final.FailureReason != spec.RunnerSystemFailure || !strings.Contains(string(j.trace), "runnerd was stopped before the job's end") {
+			if j.final.FailureReason != spec.RunnerSystemFailure || !strings.Contains(string(j.trace), "(system failure): runnerd was stopped") {
 				t.Errorf("%+v %q", j.final, j.trace)
 			}
 			w.nothingLeft()

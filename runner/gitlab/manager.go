@@ -44,6 +44,11 @@ type Config struct {
 	// TraceLimit is the size in bytes at which no more of a job's log is sent; 0: DefaultTraceLimit.
 	TraceLimit int64
 
+	// Reason, when not nil, says which reason an error of a job brings itself; empty: none.
+	Reason func(err error) spec.FailureReason
+	// Asked, when not nil, is told what came of a request for a job, and says how to mend it.
+	Asked func(r Registration, job bool, err error) (problem string)
+
 	Log *slog.Logger // nil: nothing is logged
 	// Observe, when not nil, is told of every change of a job's state, for metrics.
 	Observe func(Event)
@@ -56,9 +61,13 @@ type Assigned struct {
 	Registration Registration
 	Job          spec.Job
 	Client       *Client
-	// Stop is closed when the server wants the script to stop, and what comes after it to be done. Nobody closes it for
-	// jobs that are to end at once; their context does.
+	// Stop is closed when the server wants the script to stop, and what comes after it to be done. It is not closed for
+	// jobs that are to end at once: their context ends.
 	Stop <-chan struct{}
+	// ConcurrentID is which of the runner's jobs this is, ConcurrentProjectID which of its jobs of the project, from 0.
+	ConcurrentID, ConcurrentProjectID int
+	// CorrelationID is that of the request that brought the job.
+	CorrelationID string
 }
 
 // Phase is where a job is, between GitLab and us.
@@ -101,7 +110,7 @@ type Manager struct {
 	mu      sync.Mutex
 	live    map[string]int // jobs by registration
 	left    chan struct{}  // closed when a job has left live
-	status  map[string]Status
+	numbers map[numbered]map[int]bool
 	clients map[clientKey]*Client
 }
 
@@ -141,12 +150,18 @@ func NewManager(c Config) (*Manager, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Reason == nil {
+		c.Reason = func(error) spec.FailureReason { return "" }
+	}
+	if c.Asked == nil {
+		c.Asked = func(Registration, bool, error) string { return "" }
+	}
 	if c.Observe == nil {
 		c.Observe = func(Event) {}
 	}
 	m := &Manager{
 		cfg: c, out: make(chan runner.Assignment), live: map[string]int{}, left: make(chan struct{}),
-		status: map[string]Status{}, clients: map[clientKey]*Client{},
+		numbers: map[numbered]map[int]bool{}, clients: map[clientKey]*Client{},
 	}
 	if c.MaxLive > 0 {
 		m.slots = make(chan struct{}, c.MaxLive)
@@ -190,7 +205,6 @@ func (m *Manager) Run(ctx context.Context) error {
 				delete(current, name)
 			}
 		}
-		m.forget(wanted)
 		for name, r := range wanted {
 			if _, ok := current[name]; ok {
 				continue

@@ -1,23 +1,17 @@
 package gitlab
 
 import (
-	"errors"
 	"slices"
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 )
 
-// failure is an error that knows what GitLab is to be told of it, such as a *job.Failure.
-type failure interface {
-	error
-	FailureReason() spec.FailureReason
-}
-
-// verdictOf is that of a result; its reason is as we have it, and supported makes it the server's. canceling is whether the server wanted the job to end.
-func verdictOf(r runner.Result, canceling bool) Verdict {
+// verdictOf is that of a result; its reason is as we have it, and supported makes it the server's. canceling is whether the server wanted the job to end,
+// own says which errors bring a reason of their own.
+func verdictOf(r runner.Result, canceling bool, own func(error) spec.FailureReason) Verdict {
 	failed := Verdict{State: spec.Failed}
-	var own failure
+	reason := own(r.Err)
 	switch {
 	case r.Outcome == runner.Succeeded:
 		return Verdict{State: spec.Success}
@@ -29,8 +23,8 @@ func verdictOf(r runner.Result, canceling bool) Verdict {
 		failed.Reason = spec.RunnerSystemFailure
 	case r.Outcome == runner.Cancelled:
 		failed.Reason = spec.RunnerInterrupted // by this machine's operator
-	case errors.As(r.Err, &own):
-		failed.Reason = own.FailureReason()
+	case reason != "":
+		failed.Reason = reason
 		if failed.Reason == spec.ScriptFailure {
 			failed.ExitCode = r.ExitCode
 		}

@@ -56,31 +56,16 @@ func (s *spool) Write(p []byte) (int, error) {
 		data = fmt.Appendf(data[:len(data):len(data)], "\n\x1b[33;1mJob's log exceeded limit of %d bytes.\n"+
 			"Job execution will continue but no more output will be collected.\x1b[0;m\n", s.limit)
 	}
-	if err := s.append(data); err != nil {
-		return 0, err
+	if _, err := s.file.WriteAt(data, s.size); err != nil {
+		return 0, fmt.Errorf("write the log that is sent: %w", err)
 	}
-	return len(p), nil
-}
-
-// append appends, whatever the limit. s.mu is held.
-func (s *spool) append(p []byte) error {
-	if _, err := s.file.WriteAt(p, s.size); err != nil {
-		return fmt.Errorf("write the log that is sent: %w", err)
-	}
-	s.size += int64(len(p))
-	s.sum = crc32.Update(s.sum, crc32.IEEETable, p)
+	s.size += int64(len(data))
+	s.sum = crc32.Update(s.sum, crc32.IEEETable, data)
 	select {
 	case s.grew <- struct{}{}:
 	default:
 	}
-	return nil
-}
-
-// last appends what must be in the log even if it is full.
-func (s *spool) last(text string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.append([]byte(text))
+	return len(p), nil
 }
 
 // wholeRunes cuts off the beginning of a rune at the end of text.

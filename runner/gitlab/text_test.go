@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/runnerd/runnerd/runner"
@@ -88,48 +87,6 @@ func BenchmarkTokenMask(b *testing.B) {
 	}
 }
 
-// TestStamps compares with what gitlab-runner writes (common/buildlogger/internal/timestamper).
-func TestStamps(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out strings.Builder
-		s := &stamper{w: &out, stream: stampOutput}
-		write := func(text string) {
-			if _, err := io.WriteString(s, text); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(20010 * time.Microsecond)
-		}
-		const at = "2000-01-01T00:00:00."
-		write("one\ntwo\n")
-		write("be")
-		write("gun\nthree")
-		if got, want := out.String(), at+"000000Z 01O one\n"+at+"000000Z 01O two\n"+at+"020010Z 01O begun\n"; got != want {
-			t.Errorf("%q, not %q", got, want)
-		}
-		out.Reset()
-		write("\r50 %")
-		write("\r100 %\n")
-		if got, want := out.String(), at+"040020Z 01O three\r50 %\n"+at+"080040Z 01O+\r100 %\n"; got != want {
-			t.Errorf("%q, not %q", got, want)
-		}
-		out.Reset()
-		write(strings.Repeat("x", maxLine+1))
-		write("y\n")
-		if got, want := out.String(), at+"100050Z 01O "+strings.Repeat("x", maxLine+1)+"\n"+at+"120060Z 01O+y\n"; got != want {
-			t.Errorf("%q", got)
-		}
-		out.Reset()
-		write("")
-		write("the end")
-		if err := errors.Join(s.Flush(), s.Flush()); err != nil {
-			t.Fatal(err)
-		}
-		if got, want := out.String(), at+"160080Z 01O the end\n"; got != want {
-			t.Errorf("%q, not %q", got, want)
-		}
-	})
-}
-
 func TestStampsAreWanted(t *testing.T) {
 	for text, want := range map[string]bool{
 		"": false, "CI_SERVER_VERSION_MAJOR=17": false, "CI_SERVER_VERSION_MAJOR=18": true, "CI_SERVER_VERSION_MAJOR=19 FF_TIMESTAMPS=false": false,
@@ -193,8 +150,15 @@ func TestSpool(t *testing.T) {
 // ownFailure is an error as package job has them.
 type ownFailure spec.FailureReason
 
-func (f ownFailure) Error() string                     { return string(f) }
-func (f ownFailure) FailureReason() spec.FailureReason { return spec.FailureReason(f) }
+func (f ownFailure) Error() string { return string(f) }
+
+func ownReason(err error) spec.FailureReason {
+	var f ownFailure
+	if errors.As(err, &f) {
+		return spec.FailureReason(f)
+	}
+	return ""
+}
 
 // TestVerdict is the table of how a job's end is told, and TestSupported that of what servers know.
 func TestVerdict(t *testing.T) {
@@ -221,7 +185,7 @@ func TestVerdict(t *testing.T) {
 		{runner.Result{Outcome: runner.Errored, ExitCode: 1, Err: ownFailure(spec.ScriptFailure)}, false, "failed script_failure 1"},
 		{runner.Result{Outcome: runner.Rejected, Err: ownFailure(spec.ConfigurationError)}, false, "failed runner_configuration_error 0"},
 	} {
-		v := verdictOf(c.result, c.canceling)
+		v := verdictOf(c.result, c.canceling, ownReason)
 		if got := fmt.Sprint(v.State, " ", v.Reason, " ", v.ExitCode); got != c.want {
 			t.Errorf("%+v: %s, not %s", c.result, got, c.want)
 		}

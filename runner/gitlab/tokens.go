@@ -4,7 +4,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/runnerd/runnerd/runner"
 )
@@ -84,12 +83,11 @@ func (t *tokenRules) at(data []byte) (rule *tokenRule, more bool) {
 	return nil, more
 }
 
-// tokenMask hides what looks like a token, in one stream. Its methods may be called from several goroutines.
+// tokenMask hides what looks like a token, in one stream. It is not safe for several goroutines at once.
 type tokenMask struct {
 	rules *tokenRules
 	w     io.Writer
 
-	mu     sync.Mutex
 	held   []byte     // what may be the beginning of a word
 	hiding *[256]bool // the bytes of the secret that we are in
 	hidden bool       // some of it was there
@@ -98,8 +96,6 @@ type tokenMask struct {
 
 // Write passes on p, but for what it hides and what may be the beginning of a word.
 func (m *tokenMask) Write(p []byte) (int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	data := p
 	if len(m.held) > 0 {
 		data = append(m.held, p...)
@@ -154,8 +150,6 @@ func (m *tokenMask) scan(data []byte) (rest int) {
 
 // Flush passes on what is held back.
 func (m *tokenMask) Flush() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	held := m.held
 	m.held = nil
 	if len(held) == 0 {

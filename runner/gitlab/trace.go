@@ -21,7 +21,7 @@ const (
 	// next it doubles, up to the interval: who starts a job wants to see that it begins.
 	firstGap = 25 * time.Millisecond
 	// patchPatience is how long a patch that is under way when the job ends is waited for before it is sent anew.
-	patchPatience = 3 * time.Second
+	patchPatience = 30 * time.Second
 )
 
 // trace sends a job's log and state. Its methods are for one goroutine at a time.
@@ -37,6 +37,7 @@ type trace struct {
 	over      func(why error)
 
 	sent     int64 // bytes that the server has
+	unknown  bool  // it may have more: another process has sent some
 	contact  time.Time
 	interval time.Duration
 }
@@ -126,7 +127,11 @@ func later(a, b time.Time) time.Time {
 
 // patch sends the next piece, if there is one.
 func (t *trace) patch(ctx context.Context) error {
-	data, err := t.spool.read(t.sent, maxPatch)
+	most := maxPatch
+	if t.unknown { // the answer to as little as can be says how much there is
+		most, t.unknown = 1, false
+	}
+	data, err := t.spool.read(t.sent, most)
 	if err != nil || len(data) == 0 {
 		return err
 	}

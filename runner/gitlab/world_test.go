@@ -159,10 +159,18 @@ func (s worldStep) Run(ctx context.Context, _ sandbox.Host, out runner.Output) (
 	run := s.w.run
 	s.w.mu.Unlock()
 	if run == nil {
-		_, err := fmt.Fprintf(out.Stream(runner.Stdout), "hello from job %d\n", s.a.Job.ID)
-		return sandbox.Exit{}, err
+		run = says(fmt.Sprintf("hello from job %d\n", s.a.Job.ID), 0)
 	}
-	return run(ctx, s.a, out)
+	exit, err := run(ctx, s.a, out)
+	switch { // as package job does
+	case err != nil:
+		_, _ = fmt.Fprintf(out.Stream(runner.Stdout), "\x1b[31;1mERROR: Job failed (system failure): %v\x1b[0;m\n", err)
+	case !exit.Success():
+		_, _ = fmt.Fprintf(out.Stream(runner.Stdout), "\x1b[31;1mERROR: Job failed: exit code %d\x1b[0;m\n", exit.Code)
+	default:
+		_, _ = io.WriteString(out.Stream(runner.Stdout), "\x1b[32;1mJob succeeded\x1b[0;m\n")
+	}
+	return exit, err
 }
 
 func (w *world) runs(id int64) int {
