@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,14 +304,15 @@ func TestTwoPhases(t *testing.T) {
 	})
 	t.Run("accepting: the server is down for too long", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
-			down := true
-			w.fake.fault = func(r *http.Request, body []byte) fault { return fault{before: down && !isRequest(r)} }
+			var down atomic.Bool
+			down.Store(true)
+			w.fake.fault = func(r *http.Request, body []byte) fault { return fault{before: down.Load() && !isRequest(r)} }
 			id := w.fakeStart()
 			time.Sleep(15 * time.Minute)
 			if w.runs(id) != 0 || w.opened != 0 {
 				t.Error("it was begun")
 			}
-			down = false
+			down.Store(false)
 			// It went to the next who asked: that is us, and it runs once.
 			if j := w.over(id, 10*time.Minute); j.state != "success" || j.assigned < 2 || w.runs(id) != 1 {
 				t.Errorf("%+v", j)
@@ -354,10 +356,12 @@ func TestTwoPhases(t *testing.T) {
 				w.fake.onePhase = onePhase
 				w.start()
 				time.Sleep(time.Minute)
-				go w.end()
+				stopped := make(chan struct{})
+				go func() { defer close(stopped); w.end() }()
 				synctest.Wait()
 				id := w.fake.offer(nil) // into the request that is still under way
 				time.Sleep(time.Minute)
+				<-stopped
 				j := w.fake.job(id)
 				if j.assigned != 1 || w.runs(id) != 0 {
 					t.Errorf("%+v", j)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,16 +16,16 @@ import (
 // TestPoll is about how jobs are asked for.
 func TestPoll(t *testing.T) {
 	// answers makes requests for a job end with a status, and returns how often it did.
-	answers := func(w *world, status int, h http.Header) (times func() int) {
-		n := 0
+	answers := func(w *world, status int, h http.Header) (times func() int64) {
+		var n atomic.Int64
 		w.fake.fault = func(r *http.Request, _ []byte) fault {
 			if !isRequest(r) {
 				return fault{}
 			}
-			n++
+			n.Add(1)
 			return fault{status: status, header: h}
 		}
-		return func() int { return n }
+		return n.Load
 	}
 	t.Run("last_update goes back, and the server paces us", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {

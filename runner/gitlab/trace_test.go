@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -256,7 +257,7 @@ func TestTrace(t *testing.T) {
 						w.mu.Lock()
 						defer w.mu.Unlock()
 						for _, l := range w.local {
-							if l.result != nil {
+							if l.ended() != nil {
 								return true
 							}
 						}
@@ -284,7 +285,7 @@ func TestTrace(t *testing.T) {
 			id := w.fakeStart()
 			w.over(id, time.Second)
 			time.Sleep(time.Second)
-			if r := w.only().result; r == nil || r.Outcome != runner.Cancelled || !strings.Contains(r.Message, "its log is over the server's limit") {
+			if r := w.only().ended(); r == nil || r.Outcome != runner.Cancelled || !strings.Contains(r.Message, "its log is over the server's limit") {
 				t.Errorf("%+v", r)
 			}
 		})
@@ -352,15 +353,17 @@ func TestTrace(t *testing.T) {
 	t.Run("an outage of 15 minutes", func(t *testing.T) {
 		for _, when := range []string{"while it runs", "at its end"} {
 			virtual(t, func(t *testing.T, w *world) {
-				var from time.Time
+				var from atomic.Pointer[time.Time]
+				begin := func() { now := time.Now(); from.Store(&now) }
 				w.fake.fault = func(*http.Request, []byte) fault {
-					down := !from.IsZero() && time.Since(from) < 15*time.Minute
+					at := from.Load()
+					down := at != nil && time.Since(*at) < 15*time.Minute
 					return fault{before: down && rand.N(2) == 0, after: down && rand.N(20) == 0, status: map[bool]int{true: 503}[down]}
 				}
 				sum := sha256.New()
 				w.run = func(ctx context.Context, _ Assigned, out runner.Output) (sandbox.Exit, error) {
 					if when == "while it runs" {
-						from = time.Now()
+						begin()
 					}
 					for i := range 20 * 60 {
 						_, _ = fmt.Fprintf(io.MultiWriter(sum, out.Stream(runner.Stdout)), "line %d\n", i)
@@ -369,7 +372,7 @@ func TestTrace(t *testing.T) {
 						}
 					}
 					if when != "while it runs" {
-						from = time.Now()
+						begin()
 					}
 					return sandbox.Exit{}, nil
 				}
@@ -380,7 +383,9 @@ func TestTrace(t *testing.T) {
 					t.Errorf("%s: %s, %d bytes", when, j.state, len(j.trace))
 				}
 				// Then all goes on as before.
+				w.mu.Lock()
 				w.run = nil
+				w.mu.Unlock()
 				w.over(w.fake.offer(nil), 3*time.Minute)
 			})
 		}

@@ -269,6 +269,12 @@ func (l *local) Finish(_ context.Context, r runner.Result) error {
 	return nil
 }
 
+func (l *local) ended() *runner.Result {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.result
+}
+
 func (l *local) said() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
