@@ -34,9 +34,10 @@ const Patience = 30 * time.Second
 type Admission struct {
 	capacity Capacity
 
-	mu    sync.Mutex
-	held  Capacity
-	queue list.List // of *waiter, oldest first
+	mu      sync.Mutex
+	held    Capacity
+	queue   list.List     // of *waiter, oldest first
+	changed chan struct{} // closed when WaitRoom should look again; nil if nobody waits
 }
 
 type waiter struct {
@@ -93,7 +94,7 @@ func (a *Admission) Capacity() Capacity { return a.capacity }
 // wait and again whenever the reason changes. release gives back what the job holds; it is safe to call
 // twice. If ctx ends first, Admit returns context.Cause(ctx) and holds nothing.
 func (a *Admission) Admit(ctx context.Context, id string, limits sandbox.Limits, waiting func(reason string)) (release func(), err error) {
-	need := Capacity{CPU: max(0, limits.CPU), Memory: max(0, limits.Memory), Jobs: 1}
+	need := needOf(limits)
 	if err := a.tooBig(need); err != nil {
 		return nil, err
 	}
@@ -136,6 +137,36 @@ func (a *Admission) Admit(ctx context.Context, id string, limits sandbox.Limits,
 	}
 }
 
+// WaitRoom waits until a job with these limits would be let in at once. It holds nothing: who asks a forge for a job
+// waits here first, so as not to take what another machine could begin. The error is as Admit's.
+func (a *Admission) WaitRoom(ctx context.Context, limits sandbox.Limits) error {
+	need := needOf(limits)
+	if err := a.tooBig(need); err != nil {
+		return err
+	}
+	for {
+		a.mu.Lock()
+		room := a.queue.Len() == 0 && a.lack(need) == ""
+		if a.changed == nil {
+			a.changed = make(chan struct{})
+		}
+		changed := a.changed
+		a.mu.Unlock()
+		if room {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func needOf(limits sandbox.Limits) Capacity {
+	return Capacity{CPU: max(0, limits.CPU), Memory: max(0, limits.Memory), Jobs: 1}
+}
+
 func (a *Admission) tooBig(need Capacity) error {
 	switch c := a.capacity; {
 	case need.Memory > c.Memory:
@@ -161,6 +192,10 @@ func (a *Admission) giveBack(need Capacity) {
 
 // fill lets in whom the rule allows, and tells the others why not. a.mu is held.
 func (a *Admission) fill() {
+	if a.changed != nil {
+		close(a.changed)
+		a.changed = nil
+	}
 	now := time.Now()
 	var impatient *waiter // waits for long enough that nobody passes
 	var next *list.Element

@@ -214,3 +214,49 @@ func TestAdmissionNeverOverCommits(t *testing.T) {
 		}
 	})
 }
+
+// TestWaitRoom waits for room and takes none.
+func TestWaitRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := NewAdmission(Capacity{CPU: 2000, Memory: 1 << 30, Jobs: 10})
+		limits := sandbox.Limits{CPU: 1500}
+		if err := a.WaitRoom(t.Context(), limits); err != nil || a.Held() != (Capacity{}) {
+			t.Error(err, a.Held())
+		}
+		if err := a.WaitRoom(t.Context(), sandbox.Limits{CPU: 3000}); !errors.Is(err, ErrTooBig) {
+			t.Error(err)
+		}
+		release, err := a.Admit(t.Context(), "a", limits, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cause := errors.New("enough")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Hour, cause)
+		defer cancel()
+		if err := a.WaitRoom(ctx, limits); !errors.Is(err, cause) {
+			t.Error(err)
+		}
+		// Who waits for longer comes first.
+		admitted := make(chan func())
+		go func() {
+			r, _ := a.Admit(t.Context(), "b", limits, nil)
+			admitted <- r
+		}()
+		synctest.Wait()
+		room := make(chan error, 1)
+		go func() { room <- a.WaitRoom(t.Context(), limits) }()
+		synctest.Wait()
+		release()
+		releaseB := <-admitted
+		synctest.Wait()
+		select {
+		case <-room:
+			t.Error("there is no room")
+		default:
+		}
+		releaseB()
+		if err := <-room; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -59,11 +59,12 @@ func (j *jobRun) cleanup(ctx context.Context) (context.Context, context.CancelFu
 func (j *jobRun) finish(ctx context.Context, err error) {
 	res := &j.result
 	res.Outcome, res.Reason, res.Message = outcome(err)
+	res.Err = err
 	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
 		j.Log.Error("panic", "id", j.ID, "error", err, "stack", string(panicked.stack))
 	}
-	if res.Message != "" {
-		j.out.notice("job %s: %s", res.Outcome, res.Message)
+	if text := j.lastLine(); text != "" {
+		j.out.notice("%s", text)
 	}
 	j.out.flush()
 	if j.closeErr != nil {
@@ -81,6 +82,17 @@ func (j *jobRun) finish(ctx context.Context, err error) {
 	}
 	j.Observe(j.Job, Finished, res)
 	j.Log.Info("job finished", "job", j.ID, "source", j.Kind, "project", j.Scope.String(), "state", Finished, "outcome", res.Outcome, "reason", res.Reason, "message", res.Message)
+}
+
+// lastLine is what the job's log says of how it ended.
+func (j *jobRun) lastLine() string {
+	if j.End != nil {
+		return j.End(j.result)
+	}
+	if j.result.Message == "" {
+		return ""
+	}
+	return fmt.Sprintf("job %s: %s", j.result.Outcome, j.result.Message)
 }
 
 func sentence(a, b string) string {

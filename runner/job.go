@@ -88,6 +88,9 @@ type Assignment struct {
 	Reporter
 	// Cancel is closed when whoever asked for the job no longer wants it.
 	Cancel <-chan struct{}
+	// End, when not nil, says how the job ended, in the words of where it came from, for the last line of its log;
+	// nothing: there is none.
+	End func(r Result) string
 }
 
 // Reporter is told about one job's life. Its methods are called in order, from one goroutine, but for the
@@ -141,6 +144,9 @@ type Result struct {
 	Times Times         `json:"times"`
 	// Detail is what a step wants to tell beyond its exit code, such as a build's image digest.
 	Detail json.RawMessage `json:"detail,omitempty"`
+	// Err is what the outcome was judged by, for a Reporter that wants to know more than Reason has. Its text is not
+	// masked, so it is for errors.As only, and is kept in memory only.
+	Err error `json:"-"`
 }
 
 // Times are the moments of a job's life; zero if it never came to that.

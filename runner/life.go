@@ -206,6 +206,11 @@ func (j *jobRun) run(ctx context.Context) error {
 		}
 	}
 	j.state(ctx, Opening, "")
+	select {
+	case <-j.Cancel: // the Reporter may have learned that nobody wants the job: no work may begin
+		return ErrCancelled
+	default:
+	}
 	sb, err := j.open(ctx)
 	if err != nil {
 		return err

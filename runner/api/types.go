@@ -170,9 +170,8 @@ func jobOf(i queue.Info) Job {
 		Sandbox: i.Nesting, Image: i.Image, Limits: i.Limits, Timeout: i.Timeout, Attach: i.Attach,
 		State: i.State, Detail: i.Detail, Submitted: i.Submitted, Finished: i.Finished,
 	}
-	if i.Result != nil {
-		r := Result(*i.Result)
-		j.Result = &r
+	if r := i.Result; r != nil {
+		j.Result = &Result{r.Outcome, r.Reason, r.Message, r.ExitCode, r.Step, r.Usage, r.Times, r.Detail}
 	}
 	return j
 }

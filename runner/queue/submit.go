@@ -62,31 +62,40 @@ func (q *Queue) Submit(ctx context.Context, requests []runner.Request, secrets m
 	return nil
 }
 
+// insertJob writes a new job to the journal, and its place there to j.
+func insertJob(ctx context.Context, db execer, j *job, request string, secrets bool) error {
+	r := j.info.Request
+	res, err := db.ExecContext(ctx, insertStatement, r.ID, r.Scope.Project, r.Group, request, secrets, j.info.State, j.info.Submitted.UnixNano())
+	if err != nil {
+		return exists(err, r.ID)
+	}
+	j.seq, err = res.LastInsertId()
+	return err
+}
+
+const insertStatement = "INSERT INTO jobs (id, project, grp, request, secrets, state, submitted) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+// exists makes the error of an id that was used before one that wraps ErrExists.
+func exists(err error, id string) error {
+	var e *sqlite.Error
+	if errors.As(err, &e) && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
+		return fmt.Errorf("%s: %w", id, ErrExists)
+	}
+	return err
+}
+
 func (q *Queue) insert(ctx context.Context, jobs []*job, texts []string) error {
 	tx, err := q.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	st, err := tx.PrepareContext(ctx, "INSERT INTO jobs (id, project, grp, request, secrets, state, submitted) VALUES (?, ?, ?, ?, ?, ?, ?)")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = st.Close() }()
 	places := make([]river.InsertManyParams, len(jobs))
 	for i, j := range jobs {
-		r := j.info.Request
-		res, err := st.ExecContext(ctx, r.ID, r.Scope.Project, r.Group, texts[i], len(j.secrets) > 0, runner.Queued, j.info.Submitted.UnixNano())
-		var e *sqlite.Error
-		if errors.As(err, &e) && e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
-			return fmt.Errorf("%s: %w", r.ID, ErrExists)
-		} else if err != nil {
+		if err := insertJob(ctx, tx, j, texts[i], len(j.secrets) > 0); err != nil {
 			return err
 		}
-		if j.seq, err = res.LastInsertId(); err != nil {
-			return err
-		}
-		places[i] = river.InsertManyParams{Args: place{ID: r.ID}}
+		places[i] = river.InsertManyParams{Args: place{ID: j.info.ID}}
 	}
 	if _, err := q.client.InsertManyFastTx(ctx, tx, places); err != nil {
 		return err

@@ -1,0 +1,92 @@
+package gitlab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/runnerd/runnerd/runner"
+	"github.com/runnerd/runnerd/runner/gitlab/spec"
+)
+
+// State tells this machine's journal where the job is, and the server that it begins.
+func (j *job) State(ctx context.Context, s runner.State, detail string) {
+	j.settle()
+	j.local.State(ctx, s, detail)
+	if s == runner.Opening {
+		j.accept(ctx)
+	}
+}
+
+// Stream is where the job writes. Progress of builds stays on this machine.
+func (j *job) Stream(s runner.Stream) io.Writer {
+	if own := j.streams[s]; own != nil {
+		return own
+	}
+	return j.local.Stream(s)
+}
+
+// lastLine says how the job ended, as gitlab-runner does, unless its steps have said so.
+func (j *job) lastLine(r runner.Result) string {
+	if !r.Times.Ended.IsZero() && r.Reason != runner.ReasonPanic {
+		return ""
+	}
+	switch j.verdict(r).Reason {
+	case spec.JobCanceled:
+		return failureLine("Job failed: canceled")
+	case spec.RunnerSystemFailure, spec.RunnerInterrupted:
+		return failureLine("Job failed (system failure): %s", r.Message)
+	}
+	return failureLine("Job failed: %s", r.Message)
+}
+
+// failureLine is how gitlab-runner says in a log what ended the job.
+func failureLine(format string, args ...any) string {
+	return "\x1b[31;1mERROR: " + fmt.Sprintf(format, args...) + "\x1b[0;m"
+}
+
+// verdict is what the server is to be told, with the reason as we have it.
+func (j *job) verdict(r runner.Result) Verdict {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return verdictOf(r, j.canceling, j.m.cfg.Reason)
+}
+
+// Finish takes down how the job ended. The server is told in the background.
+func (j *job) Finish(ctx context.Context, r runner.Result) error {
+	j.kept()
+	j.endFollow()
+	j.end(runner.ErrCancelled) // for who watches
+	j.mu.Lock()
+	if j.lost && r.Outcome == runner.Cancelled {
+		r.Message = j.why.Error()
+	}
+	if !j.record.Accepted && r.Outcome == runner.Cancelled && r.Reason == runner.ReasonShutdown {
+		j.returned = true // another may have it
+	}
+	j.mu.Unlock()
+	err := j.decide(r)
+	err = errors.Join(err, j.local.Finish(ctx, r))
+	j.done()
+	return err
+}
+
+// decide writes down how the job ended.
+func (j *job) decide(r runner.Result) error {
+	var errs []error
+	for _, s := range j.streams {
+		errs = append(errs, s.flush())
+	}
+	if j.fate() != fateDecided {
+		return errors.Join(errs...)
+	}
+	v := j.verdict(r)
+	if v.State == spec.Failed && !j.unbegun { // gitlab-runner tells job_canceled of a job that did not begin, whatever the server knows
+		v.Reason = supported(v.Reason, j.record.Reasons)
+	}
+	j.record.Verdict, j.record.Decided = &v, time.Now()
+	j.m.event(j.record, PhaseDecided, r.Message)
+	return errors.Join(append(errs, j.m.journal.update(j.record))...)
+}
