@@ -146,7 +146,8 @@ func (a *Admission) WaitRoom(ctx context.Context, limits sandbox.Limits) error {
 	}
 	for {
 		a.mu.Lock()
-		room := a.queue.Len() == 0 && a.lack(need) == ""
+		_, lack := a.lack(need)
+		room := a.queue.Len() == 0 && lack == ""
 		if a.changed == nil {
 			a.changed = make(chan struct{})
 		}
