@@ -13,8 +13,7 @@ type Contact struct {
 	Status  int               // of HTTP, the last time; 0: there was no answer
 	Err     error             // why the last time failed, nil if it did not
 	Failing time.Time         // since when it fails, zero if it does not
-	Answers map[string]uint64 // how often, by kind: see Kinds
-	Retries uint64            // requests that were sent once more
+	Answers map[string]uint64 // to requests for a job, by kind: see Kinds
 }
 
 // The kinds of answers to a request for a job.
@@ -64,21 +63,32 @@ type Contacts struct {
 	all map[string]*Contact
 }
 
-// Asked notes what came of a request for a job: its status, 0 if there was no answer, and its error, nil for 201, 204
-// and 409.
-func (c *Contacts) Asked(name string, status int, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	one := c.note(name, status, err)
-	one.Answers[kindOf(status)]++
+// Saw returns a ClientOptions.Observe that notes what comes of asking for jobs for a runner.
+func (c *Contacts) Saw(name string) func(Call) {
+	return func(k Call) {
+		if k.Endpoint == "jobs/request" {
+			c.asked(name, k.Status)
+		}
+	}
 }
 
-// Retried notes that a request was sent once more.
-func (c *Contacts) Retried(name string) {
+// asked notes what came of a request for a job: its status, 0 if there was no answer.
+func (c *Contacts) asked(name string, status int) {
+	kind := kindOf(status)
+	var err error
+	switch kind {
+	case GotJob, GotNone, GotConflict:
+	case GotNoAnswer:
+		err = errNoAnswer
+	default:
+		err = &StatusError{Status: status}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.of(name).Retries++
+	c.note(name, status, err).Answers[kind]++
 }
+
+var errNoAnswer = errors.New("the forge does not answer")
 
 // Met notes what came of another request that says whether the forge knows the runner.
 func (c *Contacts) Met(name string, err error) {

@@ -182,11 +182,11 @@ func TestRefusalsSayHowToMend(t *testing.T) {
 		wants  string
 	}{
 		{own, &StatusError{Status: 403, Message: "403 Forbidden"}, 403, "copy it again"},
-		{own, &StatusError{Status: 422, Message: "runner is orphaned"}, 422, "runner is orphaned: the runner belongs to no project"},
+		{own, &StatusError{Status: 422, Message: "runner is orphaned"}, 422, "runner is orphaned (request ): the runner belongs to no project"},
 		{legacy, &StatusError{Status: 403}, 403, "use its glrt- token"},
 		{legacy, &StatusError{Status: 410, Message: "410 Gone"}, 410, "takes no registration tokens any more"},
 		{own, &StatusError{Status: 404, Message: "<html>"}, 404, "check it, with its path"},
-		{own, &StatusError{Status: 502}, 502, "HTTP status 502: GitLab has a problem of its own"},
+		{own, &StatusError{Status: 502}, 502, "502 Bad Gateway (request ): GitLab has a problem of its own"},
 		{own, errors.New("dial tcp: connection refused"), 0, "connection refused: check the URL"},
 	} {
 		var with *spec.RegisterRequest
@@ -306,22 +306,26 @@ func TestContacts(t *testing.T) {
 	if h := c.Of("n").Health(); h != Unasked {
 		t.Error(h)
 	}
+	saw := c.Saw("n")
 	for status, want := range map[int]string{201: GotJob, 204: GotNone, 409: GotConflict, 403: GotForbidden, 422: GotInvalid, 429: GotLimited, 502: GotServer, 418: GotUnexpected, 0: GotNoAnswer} {
-		c.Asked("n", status, nil)
+		saw(Call{Endpoint: "jobs/request", Status: status})
 		if c.Of("n").Answers[want] != 1 {
 			t.Errorf("%d is no %s: %v", status, want, c.Of("n").Answers)
 		}
+		if failed := c.Of("n").Err != nil; failed != (status == 0 || status > 299 && status != 409) {
+			t.Errorf("%d: %v", status, c.Of("n").Err)
+		}
 	}
-	c.Asked("n", 500, errors.New("x"))
+	saw(Call{Endpoint: "jobs/request", Status: 500})
 	if h := c.Of("n").Health(); h != Failing {
 		t.Error(h)
 	}
-	c.Asked("n", 204, nil)
-	c.Retried("n")
-	if got := c.Of("n"); got.Health() != Online || got.Retries != 1 || !got.Failing.IsZero() {
+	saw(Call{Endpoint: "jobs/{id}/trace", Status: 403})
+	saw(Call{Endpoint: "jobs/request", Status: 204})
+	if got := c.Of("n"); got.Health() != Online || !got.Failing.IsZero() {
 		t.Errorf("%+v", got)
 	}
-	if c.forget("n"); c.Of("n").Retries != 0 {
+	if c.forget("n"); len(c.Of("n").Answers) != 0 {
 		t.Error("not forgotten")
 	}
 }

@@ -24,9 +24,7 @@ func (e *Enrolment) explain(what string, r Registration, err error) error {
 	status, said := 0, err.Error()
 	if refused := (*StatusError)(nil); errors.As(err, &refused) {
 		status = refused.Status
-		if said = cut(refused.Message); said == "" {
-			said = fmt.Sprintf("HTTP status %d", status)
-		}
+		said = refused.Error()
 	} else if errors.Is(err, context.Canceled) {
 		return err
 	}
