@@ -19,14 +19,17 @@ func problem(err error) huma.StatusError {
 	var status huma.StatusError
 	var file *FileError
 	var tooBig *http.MaxBytesError
+	var forge *ForgeProblem
 	switch {
 	case errors.As(err, &status):
 		return status
 	case errors.As(err, &file):
 		return huma.NewError(http.StatusUnprocessableEntity, file.Error(), &huma.ErrorDetail{Message: file.Message, Location: (&FileError{file.File, file.Line, file.Column, ""}).place()})
-	case errors.Is(err, queue.ErrNotFound), errors.Is(err, runner.ErrNoLog), errors.Is(err, ErrNoWorkspace), errors.Is(err, ErrNoOutput):
+	case errors.As(err, &forge):
+		return huma.NewError(forge.status(), forge.Text)
+	case errors.Is(err, queue.ErrNotFound), errors.Is(err, runner.ErrNoLog), errors.Is(err, ErrNoWorkspace), errors.Is(err, ErrNoOutput), errors.Is(err, ErrNoRunner):
 		return huma.NewError(http.StatusNotFound, err.Error())
-	case errors.Is(err, queue.ErrExists), errors.Is(err, queue.ErrFinished), errors.Is(err, errAttached):
+	case errors.Is(err, queue.ErrExists), errors.Is(err, queue.ErrFinished), errors.Is(err, errAttached), errors.Is(err, ErrRunnerExists):
 		return huma.NewError(http.StatusConflict, err.Error())
 	case errors.Is(err, sandbox.ErrDenied):
 		return huma.NewError(http.StatusForbidden, err.Error())

@@ -21,6 +21,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/runnerd/runnerd/runner"
+	"github.com/runnerd/runnerd/runner/queue"
 )
 
 // Limits of every request.
@@ -47,6 +48,11 @@ type Config struct {
 	Ledger      Ledger    // nil: nothing is known of the steps of builds
 	Disk        Disk      // nil: nothing is said of the caches
 	Artifacts   Artifacts // nil: jobs leave none
+	Runners     Runners   // nil: there are no forges
+	// Events are a job's changes of state; nil: they are not known.
+	Events func(ctx context.Context, id string) ([]queue.Event, error)
+	// Metrics is served at /metrics; nil: there are none.
+	Metrics http.Handler
 	// Prepare fills in what a request does not say, and refuses what may not be: its error wraps
 	// sandbox.ErrDenied or ErrInvalid.
 	Prepare func(r *runner.Request) error
@@ -103,9 +109,14 @@ func (s *Server) routes() {
 	s.outputRoutes()
 	s.ledgerRoutes()
 	s.cacheRoutes()
+	s.runnerRoutes()
+	s.eventRoutes()
 	s.raw(attachOperation, s.attach)
 	s.raw(agentOperation, s.agent)
 	s.raw(workspaceOperation, s.upload)
+	if s.cfg.Metrics != nil {
+		s.mux.Handle("GET /metrics", s.cfg.Metrics)
+	}
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, huma.NewError(http.StatusNotFound, "there is no "+r.URL.Path+" here: see /openapi.json"))
 	})

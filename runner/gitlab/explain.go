@@ -60,3 +60,15 @@ func (e *Enrolment) mend(what string, r Registration, status int) string {
 	}
 	return "see the log of GitLab"
 }
+
+// Why says why a runner gets no jobs, and how to mend it; empty if all is well.
+func (e *Enrolment) Why(r Registration) string {
+	c := e.Contacts.Of(r.Name)
+	if c.Err == nil {
+		return ""
+	}
+	if refused := (*ForgeError)(nil); errors.As(e.explain("ask for jobs for", r, c.Err), &refused) {
+		return refused.Text
+	}
+	return c.Err.Error()
+}

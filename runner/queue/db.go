@@ -57,7 +57,7 @@ func (q *Queue) openFiles(ctx context.Context) (err error) {
 		return err
 	}
 	q.db.SetMaxOpenConns(1)
-	if _, err := q.db.ExecContext(ctx, schema); err != nil {
+	if _, err := q.db.ExecContext(ctx, schema+eventSchema); err != nil {
 		return err
 	}
 	if err := os.Chmod(q.cfg.Path, 0o600); err != nil {
