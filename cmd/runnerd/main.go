@@ -36,6 +36,8 @@ const rootHelp = `runnerd runs CI jobs and builds images, each job in an unprivi
   runnerd doctor                      say what this machine lacks
   runnerd run -- echo hello           run a command in a sandbox
   runnerd build .                     build a bake file or Dockerfile
+  runnerd register gitlab             become a runner of a GitLab
+  runnerd import gitlab-runner        take over the runners of a gitlab-runner
 
 ` + exitHelp
 
@@ -60,7 +62,8 @@ func (a *app) root() *cobra.Command {
 		return usage(fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
 	})
 	root.AddCommand(a.serveCommand(), a.buildCommand(), a.runCommand(), a.jobsCommand(), a.logsCommand(), a.cancelCommand(),
-		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand())
+		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand(),
+		a.registerCommand(), a.runnersCommand(), a.verifyCommand(), a.unregisterCommand(), a.rotateCommand(), a.eventsCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }

@@ -151,8 +151,8 @@ func (s *Server) runnerRoutes() {
 		})
 	huma.Register(s.api, s.operation(http.MethodDelete, "/v1/runners/{name}", "unregister-runner", "Be a runner no more", 403, 404, 410, 422, 502),
 		func(ctx context.Context, in *struct {
-			runnerName
-			Keep bool `query:"keep_on_server" doc:"Do not tell the forge."`
+			Name string `path:"name" maxLength:"63" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"A runner's name."`
+			Keep bool   `query:"keep_on_server" doc:"Do not tell the forge."`
 		},
 		) (*struct{}, error) {
 			if err := rs.Unregister(ctx, in.Name, in.Keep); err != nil {
