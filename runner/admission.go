@@ -45,8 +45,24 @@ type waiter struct {
 	since  time.Time
 	in     bool          // admitted
 	poke   chan struct{} // admitted, or the reason has changed
+	kind   WaitKind
 	reason string
 }
+
+// WaitKind is what a job waits for, in a word.
+type WaitKind string
+
+// The kinds of waiting.
+const (
+	WaitMemory WaitKind = "memory"
+	WaitCPU    WaitKind = "cpu"
+	WaitJobs   WaitKind = "jobs" // capacity.jobs
+	WaitTurn   WaitKind = "turn" // it would fit, but nobody passes who has waited for longer
+	WaitDisk   WaitKind = "disk" // it is admitted, and there is no room on the disk
+)
+
+// WaitKinds are all of them.
+func WaitKinds() []WaitKind { return []WaitKind{WaitMemory, WaitCPU, WaitJobs, WaitTurn, WaitDisk} }
 
 // NewAdmission returns an Admission for a machine of that capacity.
 func NewAdmission(c Capacity) *Admission { return &Admission{capacity: c} }
@@ -56,6 +72,17 @@ func (a *Admission) Held() Capacity {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.held
+}
+
+// Waiting tells how many jobs wait to be admitted, and for what.
+func (a *Admission) Waiting() map[WaitKind]int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := map[WaitKind]int{}
+	for e := a.queue.Front(); e != nil; e = e.Next() {
+		n[e.Value.(*waiter).kind]++
+	}
+	return n
 }
 
 // Capacity tells what jobs may hold together.
@@ -140,10 +167,10 @@ func (a *Admission) fill() {
 	for e := a.queue.Front(); e != nil; e = next {
 		next = e.Next()
 		w := e.Value.(*waiter)
-		lack := a.lack(w.need)
+		kind, lack := a.lack(w.need)
 		switch {
 		case impatient != nil && lack == "":
-			w.say(fmt.Sprintf("waiting for its turn: job %s has waited longer and needs more", impatient.id))
+			w.say(WaitTurn, fmt.Sprintf("waiting for its turn: job %s has waited longer and needs more", impatient.id))
 		case lack == "":
 			a.held.CPU += w.need.CPU
 			a.held.Memory += w.need.Memory
@@ -152,7 +179,7 @@ func (a *Admission) fill() {
 			w.in = true
 			w.wake()
 		default:
-			w.say(lack)
+			w.say(kind, lack)
 			if impatient == nil && now.Sub(w.since) >= Patience {
 				impatient = w
 			}
@@ -161,7 +188,7 @@ func (a *Admission) fill() {
 }
 
 // lack says what is missing for need, or nothing. a.mu is held.
-func (a *Admission) lack(need Capacity) string {
+func (a *Admission) lack(need Capacity) (WaitKind, string) {
 	c, h := a.capacity, a.held
 	holders := strconv.Itoa(h.Jobs) + " jobs hold"
 	if h.Jobs == 1 {
@@ -169,16 +196,17 @@ func (a *Admission) lack(need Capacity) string {
 	}
 	switch {
 	case h.Memory+need.Memory > c.Memory:
-		return fmt.Sprintf("waiting for %s of memory: %s %s", bytesText(need.Memory), holders, ofText(h.Memory, c.Memory))
+		return WaitMemory, fmt.Sprintf("waiting for %s of memory: %s %s", bytesText(need.Memory), holders, ofText(h.Memory, c.Memory))
 	case h.CPU+need.CPU > c.CPU:
-		return fmt.Sprintf("waiting for %s: %s %s of %s", cpuText(need.CPU), holders, coresText(h.CPU), cpuText(c.CPU))
+		return WaitCPU, fmt.Sprintf("waiting for %s: %s %s of %s", cpuText(need.CPU), holders, coresText(h.CPU), cpuText(c.CPU))
 	case h.Jobs+need.Jobs > c.Jobs:
-		return fmt.Sprintf("waiting for a place: %d of %d jobs run (capacity.jobs)", h.Jobs, c.Jobs)
+		return WaitJobs, fmt.Sprintf("waiting for a place: %d of %d jobs run (capacity.jobs)", h.Jobs, c.Jobs)
 	}
-	return ""
+	return "", ""
 }
 
-func (w *waiter) say(reason string) {
+func (w *waiter) say(kind WaitKind, reason string) {
+	w.kind = kind
 	if reason != w.reason {
 		w.reason = reason
 		w.wake()

@@ -13,7 +13,7 @@ import (
 func (j *jobRun) state(ctx context.Context, s State, detail string) {
 	j.State(context.WithoutCancel(ctx), s, detail)
 	j.Observe(j.Job, s, nil)
-	j.Log.Debug("job", "id", j.ID, "state", s, "detail", detail)
+	j.Log.Info("job state", "job", j.ID, "source", j.Kind, "project", j.Scope.String(), "state", s, "detail", j.out.mask.String(detail))
 	if detail != "" {
 		j.out.notice("%s", detail)
 	}
@@ -80,7 +80,7 @@ func (j *jobRun) finish(ctx context.Context, err error) {
 		j.Log.Error("the result of a job could not be told", "id", j.ID, "outcome", res.Outcome, "error", err)
 	}
 	j.Observe(j.Job, Finished, res)
-	j.Log.Info("job finished", "id", j.ID, "outcome", res.Outcome, "reason", res.Reason, "message", res.Message)
+	j.Log.Info("job finished", "job", j.ID, "source", j.Kind, "project", j.Scope.String(), "state", Finished, "outcome", res.Outcome, "reason", res.Reason, "message", res.Message)
 }
 
 func sentence(a, b string) string {
