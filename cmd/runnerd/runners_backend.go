@@ -21,15 +21,13 @@ type runners struct {
 }
 
 // forgeOf returns what a registration's forge is asked for, with info about this runner. observe may be nil.
-func forgeOf(info spec.Info, contacts *gitlab.Contacts, observe func(gitlab.Registration, gitlab.Call)) func(gitlab.Registration) (gitlab.Forge, error) {
+func forgeOf(info spec.Info, observe func(gitlab.Registration, gitlab.Call)) func(gitlab.Registration) (gitlab.Forge, error) {
 	return func(r gitlab.Registration) (gitlab.Forge, error) {
-		saw := contacts.Saw(r.Name)
-		return gitlab.NewClient(r.URL, gitlab.ClientOptions{Info: info, CAFile: r.CAFile, Observe: func(k gitlab.Call) {
-			saw(k)
-			if observe != nil {
-				observe(r, k)
-			}
-		}})
+		o := gitlab.ClientOptions{Info: info, CAFile: r.CAFile}
+		if observe != nil {
+			o.Observe = func(k gitlab.Call) { observe(r, k) }
+		}
+		return gitlab.NewClient(r.URL, o)
 	}
 }
 

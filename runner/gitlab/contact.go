@@ -3,6 +3,7 @@ package gitlab
 import (
 	"errors"
 	"maps"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -63,44 +64,39 @@ type Contacts struct {
 	all map[string]*Contact
 }
 
-// Saw returns a ClientOptions.Observe that notes what comes of asking for jobs for a runner.
-func (c *Contacts) Saw(name string) func(Call) {
-	return func(k Call) {
-		if k.Endpoint == "jobs/request" {
-			c.asked(name, k.Status)
-		}
-	}
-}
-
-// asked notes what came of a request for a job: its status, 0 if there was no answer.
-func (c *Contacts) asked(name string, status int) {
-	kind := kindOf(status)
-	var err error
-	switch kind {
-	case GotJob, GotNone, GotConflict:
-	case GotNoAnswer:
-		err = errNoAnswer
-	default:
-		err = &StatusError{Status: status}
+// Asked notes what came of a request for a job: whether there was one, or its error.
+func (c *Contacts) Asked(name string, job bool, err error) {
+	status := statusOf(err)
+	switch {
+	case err == nil && job:
+		status = http.StatusCreated
+	case err == nil:
+		status = http.StatusNoContent
+	case errors.Is(err, ErrConflict): // another runner was faster
+		err = nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.note(name, status, err).Answers[kind]++
+	c.note(name, status, err).Answers[kindOf(status)]++
 }
-
-var errNoAnswer = errors.New("the forge does not answer")
 
 // Met notes what came of another request that says whether the forge knows the runner.
 func (c *Contacts) Met(name string, err error) {
-	status := 200
-	if refused := (*StatusError)(nil); errors.As(err, &refused) {
-		status = refused.Status
-	} else if err != nil {
-		status = 0
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.note(name, status, err)
+	c.note(name, statusOf(err), err)
+}
+
+// statusOf is the status of the answer with that error, 0 if there was none.
+func statusOf(err error) int {
+	var refused *StatusError
+	switch {
+	case err == nil:
+		return http.StatusOK
+	case errors.As(err, &refused):
+		return refused.Status
+	}
+	return 0
 }
 
 // Of returns the Contact of a runner.

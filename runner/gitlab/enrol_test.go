@@ -306,23 +306,23 @@ func TestContacts(t *testing.T) {
 	if h := c.Of("n").Health(); h != Unasked {
 		t.Error(h)
 	}
-	saw := c.Saw("n")
-	for status, want := range map[int]string{201: GotJob, 204: GotNone, 409: GotConflict, 403: GotForbidden, 422: GotInvalid, 429: GotLimited, 502: GotServer, 418: GotUnexpected, 0: GotNoAnswer} {
-		saw(Call{Endpoint: "jobs/request", Status: status})
-		if c.Of("n").Answers[want] != 1 {
-			t.Errorf("%d is no %s: %v", status, want, c.Of("n").Answers)
-		}
-		if failed := c.Of("n").Err != nil; failed != (status == 0 || status > 299 && status != 409) {
-			t.Errorf("%d: %v", status, c.Of("n").Err)
+	for status, want := range map[int]string{409: GotConflict, 403: GotForbidden, 422: GotInvalid, 429: GotLimited, 502: GotServer, 418: GotUnexpected} {
+		c.Asked("n", false, fmt.Errorf("ask: %w", &StatusError{Status: status}))
+		if got := c.Of("n"); got.Answers[want] != 1 || got.Status != status || (got.Err == nil) != (status == 409) {
+			t.Errorf("%d is no %s: %+v", status, want, got)
 		}
 	}
-	saw(Call{Endpoint: "jobs/request", Status: 500})
+	c.Asked("n", false, errors.New("no route to host"))
+	if got := c.Of("n"); got.Health() != Unreachable || got.Answers[GotNoAnswer] != 1 || got.Failing.IsZero() {
+		t.Errorf("%+v", got)
+	}
+	c.Asked("n", false, &StatusError{Status: 500})
 	if h := c.Of("n").Health(); h != Failing {
 		t.Error(h)
 	}
-	saw(Call{Endpoint: "jobs/{id}/trace", Status: 403})
-	saw(Call{Endpoint: "jobs/request", Status: 204})
-	if got := c.Of("n"); got.Health() != Online || !got.Failing.IsZero() {
+	c.Asked("n", false, nil)
+	c.Asked("n", true, nil)
+	if got := c.Of("n"); got.Health() != Online || !got.Failing.IsZero() || got.Answers[GotJob] != 1 || got.Answers[GotNone] != 1 {
 		t.Errorf("%+v", got)
 	}
 	if c.forget("n"); len(c.Of("n").Answers) != 0 {

@@ -72,7 +72,7 @@ func New(version string) *Metrics {
 		}, []string{"source"}),
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "runnerd_forge_request_duration_seconds", Help: "Each try of each request to a forge; status 0: no answer. The forge holds requests for jobs.", Buckets: callBuckets(),
-		}, []string{"runner", "method", "endpoint", "status"}),
+		}, []string{"forge", "method", "endpoint", "status"}),
 		forDisk: prometheus.NewGauge(prometheus.GaugeOpts{Name: "runnerd_jobs_waiting_for_disk", Help: "Admitted jobs that wait for room on the disk."}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -136,5 +136,5 @@ func (m *Metrics) Room(room func(ctx context.Context, waiting func(string)) erro
 
 // Forge notes one try of a request to a registration's forge.
 func (m *Metrics) Forge(r gitlab.Registration, k gitlab.Call) {
-	m.calls.WithLabelValues(r.Name, k.Method, k.Endpoint, fmt.Sprint(k.Status)).Observe(k.Took.Seconds())
+	m.calls.WithLabelValues(r.Host(), k.Method, k.Endpoint, fmt.Sprint(k.Status)).Observe(k.Took.Seconds())
 }

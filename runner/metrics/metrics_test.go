@@ -86,14 +86,14 @@ func full(t *testing.T) (*Metrics, *runner.Admission) {
 	})
 	m.Builders(func() map[scope.Trust][2]int { return map[scope.Trust][2]int{scope.Trusted: {1, 2}} })
 	var contacts gitlab.Contacts
-	saw := contacts.Saw("one")
-	for _, status := range []int{204, 204, 201, 502} {
-		saw(gitlab.Call{Endpoint: "jobs/request", Status: status})
-	}
+	contacts.Asked("one", false, nil)
+	contacts.Asked("one", false, nil)
+	contacts.Asked("one", true, nil)
+	contacts.Asked("one", false, &gitlab.StatusError{Status: 502})
 	m.Runners(func() []gitlab.Registration {
 		return []gitlab.Registration{{Name: "one", TokenExpires: time.Unix(2000000000, 0)}, {Name: "two"}}
 	}, contacts.Of)
-	m.Forge(gitlab.Registration{Name: "one"}, gitlab.Call{Method: "POST", Endpoint: "jobs/request", Status: 204, Took: time.Second})
+	m.Forge(gitlab.Registration{URL: "https://gitlab.example.com"}, gitlab.Call{Method: "POST", Endpoint: "jobs/request", Status: 204, Took: time.Second})
 	return m, a
 }
 
@@ -141,7 +141,7 @@ func TestParts(t *testing.T) {
 		{1, "runnerd_runner_polls_total", []string{"runner=one", "result=server_error"}},
 		{0, "runnerd_runner_polls_total", []string{"runner=two", "result=job"}},
 		{2000000000, "runnerd_runner_token_expiry_timestamp_seconds", []string{"runner=one"}},
-		{1, "runnerd_forge_request_duration_seconds", []string{"runner=one", "method=POST", "endpoint=jobs/request", "status=204"}},
+		{1, "runnerd_forge_request_duration_seconds", []string{"forge=gitlab.example.com", "method=POST", "endpoint=jobs/request", "status=204"}},
 	} {
 		if got := value(t, f, c.name, c.labels...); got != c.want {
 			t.Errorf("%s %v: %v, want %v", c.name, c.labels, got, c.want)
