@@ -63,7 +63,7 @@ func (a *app) root() *cobra.Command {
 	})
 	root.AddCommand(a.serveCommand(), a.buildCommand(), a.runCommand(), a.jobsCommand(), a.logsCommand(), a.cancelCommand(),
 		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand(),
-		a.registerCommand(), a.runnersCommand(), a.verifyCommand(), a.unregisterCommand(), a.rotateCommand(), a.eventsCommand())
+		a.registerCommand(), a.runnersCommand(), a.verifyCommand(), a.unregisterCommand(), a.rotateCommand(), a.importCommand(), a.eventsCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }

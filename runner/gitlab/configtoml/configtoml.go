@@ -131,6 +131,10 @@ func (b *builder) key(k key) {
 			r.Line = k.line
 		}
 	}
+	if k.runner == 0 && strings.HasPrefix(k.path, "runners.") {
+		b.find(k, Refused, "it belongs to no runner: write [[runners]] before it")
+		return
+	}
 	if k.table {
 		b.section(k)
 		return
