@@ -73,9 +73,3 @@ func TestImportGitLabRunner(t *testing.T) {
 	code, _, errs = runnerd(t, s.Socket, "", "import", "gitlab-runner", file)
 	expect(t, "broken", code, 2, errs, "config.toml: line 2")
 }
-
-func TestEventsOfAJob(t *testing.T) {
-	s := daemonFor(t, nil, nil)
-	code, _, errs := runnerd(t, s.Socket, "", "events", "nobody")
-	expect(t, "no job", code, 1, errs, "nobody")
-}
