@@ -18,7 +18,8 @@ func TestEventsOfAJob(t *testing.T) {
 	s := daemonFor(t, func(context.Context, sandbox.Process) (sandbox.Exit, error) { return sandbox.Exit{}, nil }, func(c *api.Config, _ *apitest.Backend) {
 		c.Events = func(context.Context, string) ([]queue.Event, error) {
 			return []queue.Event{
-				{Time: at, State: runner.Queued}, {Time: at.Add(1500 * time.Millisecond), State: runner.Waiting, Detail: "waiting for\x1b[2J memory"},
+				{Time: at, State: runner.Queued},
+				{Time: at.Add(1500 * time.Millisecond), State: runner.Waiting, Detail: "waiting for\x1b[2J memory"},
 				{Time: at.Add(3 * time.Second), State: runner.Finished, Detail: "failed: exit code 3"},
 			}, nil
 		}

@@ -78,10 +78,16 @@ func (c *Client) ResetTokenAs(ctx context.Context, id int64, accessToken string)
 	return r, err
 }
 
-// RequestJob asks for a job (POST jobs/request). The server holds the request until there is one, for a minute or so;
-// job is nil if there was none. lastUpdate is to go into the next request, also after an error. When ctx ends while the
-// answer has begun to come, the answer is still read: the job is ours.
-func (c *Client) RequestJob(ctx context.Context, req spec.JobRequest) (job *spec.Job, lastUpdate string, err error) {
+// Given is the answer to a request for a job.
+type Given struct {
+	Job        *spec.Job // nil: there was none
+	LastUpdate string    // is to go into the next request, also after an error
+	RequestID  string    // as the server's log has it
+}
+
+// RequestJob asks for a job (POST jobs/request). The server holds the request until there is one, for a minute or so.
+// When ctx ends while the answer has begun to come, the answer is still read: the job is ours.
+func (c *Client) RequestJob(ctx context.Context, req spec.JobRequest) (Given, error) {
 	// What the end of ctx cancels is the wait, not the answer.
 	calling, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
@@ -89,27 +95,28 @@ func (c *Client) RequestJob(ctx context.Context, req spec.JobRequest) (job *spec
 	defer stop()
 
 	req.Info = c.options.Info
-	job = new(spec.Job)
+	job := new(spec.Job)
 	res, err := c.do(calling, call{
 		method: http.MethodPost, path: "jobs/request", header: headerRunnerToken, token: req.Token,
 		body: req, status: http.StatusCreated, answer: job, answered: func() { stop() },
 	})
-	lastUpdate = req.LastUpdate
+	given := Given{LastUpdate: req.LastUpdate}
 	if res != nil {
+		given.RequestID = requestID(res)
 		if told := res.Header.Get(headerLastUpdate); told != "" {
-			lastUpdate = told
+			given.LastUpdate = told
 		}
 		if res.StatusCode == http.StatusNoContent {
-			return nil, lastUpdate, nil
+			return given, nil
 		}
 	}
 	if err == nil && (job.ID <= 0 || job.Token == "") {
 		err = errors.New("POST jobs/request: the server gave a job without an id or token")
 	}
-	if err != nil {
-		return nil, lastUpdate, err
+	if err == nil {
+		given.Job = job
 	}
-	return job, lastUpdate, nil
+	return given, err
 }
 
 // Remote is what an answer says of a job.

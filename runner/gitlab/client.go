@@ -129,7 +129,7 @@ type call struct {
 	body         any    // as JSON; nil: raw
 	raw          []byte // as text/plain, with its range
 	contentRange string
-	status       int // the one that was hoped for
+	status       int    // the one that was hoped for
 	answer       any    // where its JSON goes; nil: nowhere
 	answered     func() // when not nil, is called when there is an answer, before it is read
 }
