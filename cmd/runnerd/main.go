@@ -58,12 +58,12 @@ func (a *app) root() *cobra.Command {
 	flags.StringVar(&a.configPath, "config", "", "configuration `FILE` (default "+config.DefaultPath+" if it exists)")
 	flags.StringVar(&a.stateDir, "state-dir", "", "state `DIR`ectory; run_dir is then DIR/run unless configured")
 	flags.StringVar(&a.socket, "socket", "", "`PATH` of the daemon's socket")
+	root.AddCommand(a.registerCommand(), a.runnersCommand(), a.verifyCommand(), a.unregisterCommand(), a.rotateCommand(), a.importCommand(), a.eventsCommand())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
 	})
 	root.AddCommand(a.serveCommand(), a.buildCommand(), a.runCommand(), a.jobsCommand(), a.logsCommand(), a.cancelCommand(),
-		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand(),
-		a.registerCommand(), a.runnersCommand(), a.verifyCommand(), a.unregisterCommand(), a.rotateCommand(), a.importCommand(), a.eventsCommand())
+		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }
