@@ -235,3 +235,9 @@ func (e *Enrolment) Rotate(ctx context.Context, name string) (Registration, erro
 	e.Log.Info("the token of a runner was renewed", "runner", r, "expires", r.TokenExpires)
 	return r, nil
 }
+
+// Asked notes what came of a request for a job, as Contacts.Asked does, and returns Why.
+func (e *Enrolment) Asked(r Registration, job bool, err error) (problem string) {
+	e.Contacts.Asked(r.Name, job, err)
+	return e.Why(r)
+}

@@ -329,3 +329,19 @@ func TestContacts(t *testing.T) {
 		t.Error("not forgotten")
 	}
 }
+
+func TestWhyARunnerGetsNoJobs(t *testing.T) {
+	e := newEnrolment(t, newForge(t))
+	r := Registration{Name: "n", URL: "https://gitlab.example.com", Token: testToken}
+	if why := e.Asked(r, true, nil); why != "" || e.Contacts.Of("n").Health() != Online {
+		t.Error(why)
+	}
+	for status, want := range map[int]string{403: "runnerd unregister --keep-on-server n", 422: "belongs to no project", 500: "try again later", 429: "too many requests"} {
+		if why := e.Asked(r, false, fmt.Errorf("ask: %w", &StatusError{Status: status})); !strings.Contains(why, want) || why != e.Why(r) {
+			t.Errorf("%d: %s", status, why)
+		}
+	}
+	if why := e.Asked(r, false, errors.New("no route to host")); !strings.Contains(why, "no route to host: check the URL") {
+		t.Error(why)
+	}
+}
