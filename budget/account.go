@@ -94,6 +94,28 @@ func (b *Budget) Account(ctx context.Context) (Account, error) {
 	return a, nil
 }
 
+// Figures are what is known of the disk without asking any store.
+type Figures struct {
+	Stores     map[string]int64 // bytes, as they were measured last
+	Marks      Marks
+	FileSystem FileSystem
+}
+
+// Figures asks the file system, and nobody else.
+func (b *Budget) Figures() (Figures, error) {
+	f, err := b.look()
+	if err != nil {
+		return Figures{}, err
+	}
+	out := Figures{Stores: map[string]int64{}, Marks: b.marks(f), FileSystem: f}
+	for _, g := range b.gauges {
+		if bytes, at, _ := g.read(); !at.IsZero() {
+			out.Stores[g.store.Name()] = bytes
+		}
+	}
+	return out, nil
+}
+
 // Listed is an entry and its store.
 type Listed struct {
 	Store string `json:"store"`

@@ -39,6 +39,7 @@ func checks() []check {
 		{"open files", checkFiles},
 		{"engines", checkEngineSet},
 		{"images", checkImages},
+		{"runners", checkRunners},
 	}
 }
 

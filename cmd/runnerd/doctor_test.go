@@ -3,10 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/runner/gitlab"
 )
 
 func TestDoctor(t *testing.T) {
@@ -46,6 +51,45 @@ func TestDoctorHere(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 		t.Logf("%s %s: %s", f.Verdict, f.Check, f.Found)
+	}
+}
+
+func TestDoctorAsksForges(t *testing.T) {
+	f := newFakeForge(t)
+	c := config.Default()
+	c.StateDir = t.TempDir()
+	if k := checkRunners(t.Context(), c); k.Verdict != ok {
+		t.Errorf("without any: %+v", k)
+	}
+	rs, err := gitlab.OpenRegistrations(runnersDir(c.StateDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(r gitlab.Registration) {
+		t.Helper()
+		if err := rs.Add(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(gitlab.Registration{Name: "good", URL: f.URL, Token: ownToken})
+	if k := checkRunners(t.Context(), c); k.Verdict != ok || !f.called("HEAD version") {
+		t.Errorf("one that is there: %+v", k)
+	}
+	add(gitlab.Registration{Name: "away", URL: "http://127.0.0.1:1", Token: ownToken})
+	add(gitlab.Registration{Name: "old", URL: f.URL, Token: ownToken + "-old", TokenExpires: time.Now().Add(-time.Hour)})
+	k := checkRunners(t.Context(), c)
+	if k.Verdict != warn || !strings.Contains(k.Found, "away: ") || !strings.Contains(k.Found, "old: its token has expired") || strings.Contains(k.Found, "good") || strings.Count(k.Mend, "\n") != 1 {
+		t.Errorf("%+v", k)
+	}
+	f.answers(502)
+	if k := checkRunners(t.Context(), c); k.Verdict != warn || !strings.Contains(k.Found, "good: "+f.URL+"/api/v4/ answers 502") {
+		t.Errorf("%+v", k)
+	}
+	if err := os.WriteFile(filepath.Join(runnersDir(c.StateDir), "bad.json"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if k := checkRunners(t.Context(), c); k.Verdict != fail || !strings.Contains(k.Found, "bad.json") {
+		t.Errorf("%+v", k)
 	}
 }
 

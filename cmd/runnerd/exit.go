@@ -25,9 +25,9 @@ const (
 
 const exitHelp = `Exit codes:
     0  everything succeeded
-    1  a job failed, or what was asked for is not there
+    1  a job failed, what was asked for is not there, or a forge does not answer
     2  wrong usage, configuration or build file
-    3  rejected by policy, or larger than the machine
+    3  rejected by policy or by a forge, or larger than the machine
     4  the daemon cannot be reached
   124  timeout
   125  runnerd's own error
@@ -65,9 +65,9 @@ func exitCode(err error) int {
 		return exitCancelled
 	case errors.As(err, &problem):
 		switch problem.Status {
-		case http.StatusForbidden:
+		case http.StatusForbidden, http.StatusGone:
 			return exitRejected
-		case http.StatusNotFound, http.StatusConflict:
+		case http.StatusNotFound, http.StatusConflict, http.StatusBadGateway:
 			return exitFailed
 		case http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusRequestEntityTooLarge:
 			return exitUsage

@@ -36,6 +36,8 @@ const rootHelp = `runnerd runs CI jobs and builds images, each job in an unprivi
   runnerd doctor                      say what this machine lacks
   runnerd run -- echo hello           run a command in a sandbox
   runnerd build .                     build a bake file or Dockerfile
+  runnerd register gitlab             become a runner of a GitLab
+  runnerd import gitlab-runner        take over the runners of a gitlab-runner
 
 ` + exitHelp
 
@@ -56,6 +58,7 @@ func (a *app) root() *cobra.Command {
 	flags.StringVar(&a.configPath, "config", "", "configuration `FILE` (default "+config.DefaultPath+" if it exists)")
 	flags.StringVar(&a.stateDir, "state-dir", "", "state `DIR`ectory; run_dir is then DIR/run unless configured")
 	flags.StringVar(&a.socket, "socket", "", "`PATH` of the daemon's socket")
+	root.AddCommand(a.registerCommand(), a.runnersCommand(), a.verifyCommand(), a.unregisterCommand(), a.rotateCommand(), a.importCommand(), a.eventsCommand())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
 	})

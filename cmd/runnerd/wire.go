@@ -27,6 +27,8 @@ import (
 	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
+	"github.com/runnerd/runnerd/runner/gitlab"
+	"github.com/runnerd/runnerd/runner/metrics"
 	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/container"
@@ -64,11 +66,15 @@ type assembly struct {
 	share    *sharing
 	runner   *runner.Runner
 	server   *api.Server
+
+	metrics   *metrics.Metrics
+	contacts  *gitlab.Contacts
+	enrolment *gitlab.Enrolment
 }
 
 // assemble starts everything behind the socket. On failure nothing is left running.
 func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *slog.Logger) (_ *daemon, err error) {
-	a := &assembly{config: c, engines: engines, log: log}
+	a := &assembly{config: c, engines: engines, log: log, metrics: metrics.New(versionInfo().Version)}
 	defer func() {
 		if err != nil {
 			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -76,7 +82,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 			err = errors.Join(err, a.close(cleanup))
 		}
 	}()
-	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startLedger, a.startCache, a.startQueue, a.startRunner, a.startDisk, a.startPool, a.startAPI} {
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startLedger, a.startCache, a.startQueue, a.startRunner, a.startDisk, a.startPool, a.startEnrolment, a.startMetrics, a.startAPI} {
 		if err := start(ctx); err != nil {
 			return nil, err
 		}
@@ -86,7 +92,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 	}
 	return &daemon{
 		Serve: a.server.Serve,
-		Run:   func(ctx context.Context) error { return a.runner.Run(ctx, a.queue) },
+		Run:   func(ctx context.Context) error { return a.runner.Run(ctx, a.metrics.Source(a.queue)) },
 		Drain: a.server.Drain,
 		Abort: a.abort,
 		Close: a.close,
@@ -387,7 +393,8 @@ func (a *assembly) startRunner(context.Context) (err error) {
 	c := a.config
 	a.runner, err = runner.New(runner.Config{
 		Open:      a.open,
-		Room:      a.makeRoom,
+		Room:      a.metrics.Room(a.makeRoom),
+		Observe:   a.metrics.Observe,
 		Policy:    c.Policy.Sandbox(),
 		Admission: runner.NewAdmission(runner.Capacity{CPU: sandbox.MilliCPU(c.Capacity.CPU), Memory: int64(c.Capacity.Memory), Jobs: c.Capacity.Jobs}),
 		Drain:     time.Duration(c.Drain), DefaultTimeout: time.Duration(c.Timeout.Default), MaxTimeout: time.Duration(c.Timeout.Max),
@@ -500,6 +507,7 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
 		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Disk: a.disk, Artifacts: artifacts{a.cache}, Prepare: prepare(a.config),
 		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, share: a.share, stores: a.stores(), log: a.log.With("component", "ledger")},
+		Runners: runners{a.enrolment, a.config.Policy.Sandbox().Allow}, Events: a.queue.Events, Metrics: a.metrics.Handler(),
 		Version: info, Log: a.log.With("component", "api"),
 	})
 	if err != nil {

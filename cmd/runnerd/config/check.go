@@ -90,6 +90,10 @@ func (c *Config) check() []complaint {
 	if _, port, err := net.SplitHostPort(c.Registry.Address); err != nil || port == "" {
 		k.bad("registry.address", "%q is not an address: write it like :5000 or 10.0.0.1:5000", c.Registry.Address)
 	}
+	if address := c.Metrics.Address; address != "" {
+		_, port, err := net.SplitHostPort(address)
+		k.that(err == nil && port != "", "metrics.address", "%q is not an address: write it like 127.0.0.1:9252", address)
+	}
 	for i, pattern := range c.Registry.Shared {
 		_, err := path.Match(pattern, "")
 		k.that(err == nil && pattern != "", fmt.Sprintf("registry.shared[%d]", i), "%q is not a pattern", pattern)

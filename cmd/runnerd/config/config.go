@@ -50,6 +50,7 @@ type Config struct {
 	SandboxImage string   `yaml:"sandbox_image" doc:"The image of engines: dockerd, buildkitd, docker, buildx, git."`
 	JobImage     string   `yaml:"job_image" doc:"The image of a job that names none."`
 	PullPolicy   string   `yaml:"pull_policy" doc:"When an image's registry is asked for it, for a job that does not say. if-not-present: not before registry.mirror.refresh is over. always: each time, and the job fails if it does not answer. never: not at all." enum:"if-not-present,always,never"`
+	Metrics      Metrics  `yaml:"metrics" doc:"Figures for Prometheus. They are served on the socket, too: GET /metrics."`
 	Log          Log      `yaml:"log" doc:"What runnerd itself says, on its standard error."`
 }
 
@@ -230,6 +231,11 @@ type Upstream struct {
 	URL          string `yaml:"url" doc:"Where it answers, such as https://registry-1.docker.io. Empty: https:// and the host."`
 	Username     string `yaml:"username" doc:"The operator's there. What is fetched with it, all jobs may use."`
 	PasswordFile string `yaml:"password_file" doc:"A file with its password."`
+}
+
+// Metrics are figures for Prometheus.
+type Metrics struct {
+	Address string `yaml:"address" doc:"Where they are served over HTTP to whoever asks, host:port, such as 127.0.0.1:9252. Empty: nowhere."`
 }
 
 // Log is runnerd's own.
