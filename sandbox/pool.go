@@ -63,8 +63,8 @@ func NewPool(kinds []PoolKind, open func(ctx context.Context, n Nesting, s Spec)
 	return p
 }
 
-// Take returns a ready sandbox for a job that asks for what one of the kinds is, or false: then the job's
-// sandbox has to be started. Its id is the pool's, not the Spec's.
+// Take returns a ready sandbox for a job that asks for what one of the kinds is, and for nothing that has to be there
+// from the start, or false: then the job's sandbox has to be started. Its id is the pool's, not the Spec's.
 func (p *Pool) Take(n Nesting, s Spec) (Sandbox, bool) {
 	for _, shelf := range p.shelves {
 		if !shelf.serves(n, s) {
@@ -101,6 +101,7 @@ func (p *Pool) Serves(n Nesting, s Spec) bool {
 func (s *shelf) serves(n Nesting, want Spec) bool {
 	same := func(asked, has int64) bool { return asked == 0 || asked == has }
 	return s.Nesting.String() == n.String() && s.Spec.Image == want.Image && want.State == "" &&
+		len(want.Volumes) == 0 && len(want.EngineArgs) == 0 &&
 		same(want.Limits.Disk, s.Spec.Limits.Disk) && same(want.Limits.Inodes, s.Spec.Limits.Inodes)
 }
 

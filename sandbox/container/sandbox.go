@@ -34,8 +34,10 @@ type Sandbox struct {
 	main *member
 
 	mu      sync.Mutex
-	members []*member // in the order they were started
-	images  []*image  // that are kept for them
+	hosts   map[string]string // beside its own
+	members []*member         // in the order they were started
+	images  []*image          // that are kept for them
+	reached []netip.AddrPort  // of the machine
 	closing chan struct{}
 	closed  error // once closing is closed
 	final   sandbox.Usage
@@ -45,6 +47,9 @@ var (
 	_ sandbox.Pod      = (*Sandbox)(nil)
 	_ sandbox.Dialer   = (*Sandbox)(nil)
 	_ sandbox.Listener = (*Sandbox)(nil)
+	_ sandbox.Imaged   = (*Sandbox)(nil)
+	_ sandbox.Named    = (*Sandbox)(nil)
+	_ sandbox.Reacher  = (*Sandbox)(nil)
 )
 
 // Start starts a sandbox on this machine; on is not used, since there is only one.
@@ -63,7 +68,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 		return nil, err
 	}
 	spec.Limits = d.withDefaults(spec.Limits)
-	sb := &Sandbox{d: d, spec: spec, cgroup: cgroup{h: d.cgroups, path: "/" + d.cfg.Name + "/" + spec.ID}}
+	sb := &Sandbox{d: d, spec: spec, hosts: maps.Clone(spec.Hosts), cgroup: cgroup{h: d.cgroups, path: "/" + d.cfg.Name + "/" + spec.ID}}
 	d.mu.Lock()
 	_, exists := d.live[spec.ID]
 	if !exists {
@@ -192,11 +197,36 @@ func (sb *Sandbox) writeEtc() error {
 func (sb *Sandbox) writeHosts() error {
 	hosts := strings.Builder{}
 	fmt.Fprintf(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", sb.addr, sb.spec.ID)
-	for _, name := range slices.Sorted(maps.Keys(sb.spec.Hosts)) {
-		fmt.Fprintf(&hosts, "%s\t%s\n", sb.spec.Hosts[name], name)
+	for _, name := range slices.Sorted(maps.Keys(sb.hosts)) {
+		fmt.Fprintf(&hosts, "%s\t%s\n", sb.hosts[name], name)
 	}
 	return sb.writeEtcFile("hosts", hosts.String())
 }
+
+// AddHosts adds names to /etc/hosts. See sandbox.Named.
+func (sb *Sandbox) AddHosts(names map[string]string) error {
+	for name, address := range names {
+		if strings.Trim(strings.ToLower(name), "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" || name == "" {
+			return fmt.Errorf("%q is no name of a host", name)
+		}
+		if _, err := netip.ParseAddr(address); err != nil {
+			return fmt.Errorf("the address of %s: %w", name, err)
+		}
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.closing != nil {
+		return fmt.Errorf("sandbox %s is closed", sb.spec.ID)
+	}
+	if sb.hosts == nil {
+		sb.hosts = map[string]string{}
+	}
+	maps.Copy(sb.hosts, names)
+	return sb.writeHosts()
+}
+
+// ImageConfig is what the image of the sandbox's own container says.
+func (sb *Sandbox) ImageConfig() sandbox.ImageConfig { return sb.main.ImageConfig() }
 
 func (sb *Sandbox) writeEtcFile(name, text string) error {
 	file := filepath.Join(sb.disk.dir, "etc", name)
@@ -229,11 +259,11 @@ func (sb *Sandbox) Listen(ctx context.Context, network, address string) (*os.Fil
 
 // Add starts a companion.
 func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member, error) {
-	img, err := sb.image(ctx, c.Image, sandbox.Pull{})
+	img, err := sb.image(ctx, c.Image, c.Pull)
 	if err != nil {
 		return nil, err
 	}
-	m, err := sb.createMember(ctx, c, img, nil)
+	m, err := sb.createMember(ctx, c, img, c.Env)
 	if err != nil {
 		return nil, err
 	}
@@ -300,6 +330,7 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	for i, m := range members {
 		all.Go(func() { removed[i] = m.remove(ctx) })
 	}
+	errs = append(errs, sb.unreach(ctx))
 	if sb.slot != nil {
 		sb.d.mu.Lock()
 		if sb.d.at[sb.addr] == sb.spec.ID {
