@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -27,6 +28,7 @@ import (
 	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
+	"github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/container"
@@ -416,8 +418,18 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs}
 	sb, err := a.scriptSandbox(ctx, j, spec)
+	for _, other := range j.Else {
+		if !errors.Is(err, sandbox.ErrUnknownImage) {
+			break
+		}
+		spec.Image, spec.Pull = other.Ref, other.Pull
+		var again error
+		if sb, again = a.scriptSandbox(ctx, j, spec); again == nil || !errors.Is(again, sandbox.ErrUnknownImage) {
+			err = again
+		}
+	}
 	if err != nil || !slices.Contains(j.Nesting, sandbox.DinD) {
 		return sb, err
 	}
@@ -443,10 +455,12 @@ func (a *assembly) scriptSandbox(ctx context.Context, j runner.Job, spec sandbox
 	return a.scopes.owned(sb, j.Scope), nil
 }
 
-// start starts a sandbox with what all of them have: a workspace that an engine in it sees too, and the
-// registry by its name.
+// start starts a sandbox with what all of them have: a workspace and a place for repositories, which an engine in it
+// sees too, and the registry by its name.
 func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
-	s.Volumes = map[string]string{"workspace": "/workspace"}
+	volumes := map[string]string{"workspace": workspace, job.BuildsVolume: job.DefaultBuilds}
+	maps.Copy(volumes, s.Volumes)
+	s.Volumes = volumes
 	s.Hosts = map[string]string{registryName: a.gateway()}
 	return sandbox.Open(ctx, nil, n, s, a.drivers, a.config.Policy.Sandbox())
 }
