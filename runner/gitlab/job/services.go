@@ -244,8 +244,8 @@ type errUnhealthy string
 func (e errUnhealthy) Error() string { return string(e) }
 
 func (x *running) unhealthy(why string) error {
-	return errUnhealthy(fmt.Sprintf("\n%s*** WARNING:%s Service %s probably didn't start properly.\n\nHealth check error:\n%s\n\nService container logs:\n%s\n\n%[1]s*********%[2]s\n\n",
-		yellow, reset, x.label, why, x.log))
+	return errUnhealthy(fmt.Sprintf("\n%s Service %s probably didn't start properly.\n\nHealth check error:\n%s\n\nService container logs:\n%s\n\n%s\n\n",
+		"\x1b[0;33m*** WARNING:\x1b[0;m", x.label, why, x.log, "\x1b[0;33m*********\x1b[0;m"))
 }
 
 // prefixed writes whole lines, each after a prefix.
