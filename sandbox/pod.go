@@ -13,6 +13,8 @@ type Pod interface {
 	// Add starts a container in the sandbox. It ends with the sandbox at the latest. ctx covers the start.
 	// On failure Add leaves nothing behind.
 	Add(ctx context.Context, c Companion) (Member, error)
+	// Member returns the companion of a name, if there is one.
+	Member(name string) (Member, bool)
 }
 
 // Companion is a container that is started beside the job's own in its sandbox.

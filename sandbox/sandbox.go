@@ -53,6 +53,8 @@ type Spec struct {
 	// Volumes are directories on the sandbox's disk that its containers, and those of an engine in it, see
 	// at the same place: volume name to absolute path.
 	Volumes map[string]string
+	// Companions are containers that are started with its own, at the same time: see Pod.
+	Companions []Companion
 	// EngineArgs are further arguments of an engine in the sandbox.
 	EngineArgs []string
 	// State names a disk that outlives the sandbox, for a worker that keeps its cache between starts.

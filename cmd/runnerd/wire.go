@@ -418,7 +418,7 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Companions: j.Companions}
 	sb, err := a.scriptSandbox(ctx, j, spec)
 	for _, other := range j.Else {
 		if !errors.Is(err, sandbox.ErrUnknownImage) {
@@ -469,10 +469,11 @@ func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec)
 func (a *assembly) startPool(context.Context) error {
 	var kinds []sandbox.PoolKind
 	for _, p := range a.config.Pool {
-		kinds = append(kinds, sandbox.PoolKind{
-			Nesting: p.Sandbox, Size: p.Size,
-			Spec: sandbox.Spec{Image: p.Image, Limits: a.config.Limits.Default.Limits()},
-		})
+		spec := sandbox.Spec{Image: p.Image, Limits: a.config.Limits.Default.Limits()}
+		if p.Git && p.Image != a.config.SandboxImage {
+			spec.Companions = []sandbox.Companion{job.Helper(a.config.SandboxImage, sandbox.Pull{}, job.DefaultBuilds)}
+		}
+		kinds = append(kinds, sandbox.PoolKind{Nesting: p.Sandbox, Size: p.Size, Spec: spec})
 	}
 	start := func(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
 		if err := a.disk.CheckRoom(); err != nil { // what room there is, is for jobs

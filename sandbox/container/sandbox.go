@@ -103,6 +103,10 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
+	images := make([]*image, len(spec.Companions))
+	for i, c := range spec.Companions {
+		prepare.Go(func() (err error) { images[i], err = sb.image(prepareCtx, c.Image, c.Pull); return err })
+	}
 	if err := prepare.Wait(); err != nil {
 		return nil, err
 	}
@@ -117,6 +121,12 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if sb.main, err = sb.createMember(ctx, own, img, spec.Env); err != nil {
 		return nil, err
 	}
+	// The shim has been started for the sandbox's own container, and now serves others.
+	companions, companionsCtx := errgroup.WithContext(ctx)
+	defer companions.Wait()
+	for i, c := range spec.Companions {
+		companions.Go(func() error { _, err := sb.companion(companionsCtx, c, images[i]); return err })
+	}
 	if err := network.Wait(); err != nil {
 		return nil, err
 	}
@@ -126,12 +136,20 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := sb.writeHosts(); err != nil {
 		return nil, err
 	}
-	sb.disk.still.Lock()
-	defer sb.disk.still.Unlock()
-	if err := sb.main.start(ctx); err != nil {
+	if err := sb.startOwn(ctx); err != nil {
+		return nil, err
+	}
+	if err := companions.Wait(); err != nil {
 		return nil, err
 	}
 	return sb, nil
+}
+
+// startOwn starts the first process, while nobody copies the disk.
+func (sb *Sandbox) startOwn(ctx context.Context) error {
+	sb.disk.still.Lock()
+	defer sb.disk.still.Unlock()
+	return sb.main.start(ctx)
 }
 
 // image gets an image, which is then kept until the sandbox is closed.
@@ -263,6 +281,10 @@ func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member
 	if err != nil {
 		return nil, err
 	}
+	return sb.companion(ctx, c, img)
+}
+
+func (sb *Sandbox) companion(ctx context.Context, c sandbox.Companion, img *image) (sandbox.Member, error) {
 	m, err := sb.createMember(ctx, c, img, c.Env)
 	if err != nil {
 		return nil, err
@@ -271,6 +293,18 @@ func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member
 		return nil, err
 	}
 	return m, nil
+}
+
+// Member returns a companion that runs. See sandbox.Pod.
+func (sb *Sandbox) Member(name string) (sandbox.Member, bool) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	for _, m := range sb.members {
+		if m.name == name && m.init != nil && m != sb.main {
+			return m, true
+		}
+	}
+	return nil, false
 }
 
 // SetLimits changes the limits of the running sandbox; those of its disk are what they were at its start.

@@ -89,6 +89,8 @@ type Runner struct {
 
 // Assigned is a job of a runner.
 type Assigned struct {
+	// ID is what the job is called on this machine; empty: a new name is made.
+	ID     string
 	Runner Runner
 	Job    spec.Job
 	Forge  Forge
@@ -108,6 +110,9 @@ type Failure struct {
 }
 
 func (f *Failure) Error() string { return f.Err.Error() }
+
+// FailureReason is what the forge is told.
+func (f *Failure) FailureReason() spec.FailureReason { return f.Reason }
 
 // Unwrap returns what has failed.
 func (f *Failure) Unwrap() error { return f.Err }

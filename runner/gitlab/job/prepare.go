@@ -60,9 +60,10 @@ func (p *plan) read() (err error) {
 		return err
 	}
 	r, j := p.Runner, p.Job
-	p.id, err = newID(j.ID)
-	if err != nil {
-		return err
+	if p.id = p.ID; p.id == "" {
+		if p.id, err = newID(j.ID); err != nil {
+			return err
+		}
 	}
 	if p.scope, err = scopeOf(r, j); err != nil {
 		return err
@@ -122,7 +123,7 @@ func (p *plan) images() (err error) {
 		return err
 	}
 	if isDocker(p.own.String()) {
-		p.own.tries = append(p.own.tries, runner.Image{Ref: p.cfg.Helper, Pull: sandbox.Pull{Policy: p.cfg.Pull, Asking: p.asking}})
+		p.own.tries = append(p.own.tries, p.helperImage())
 	}
 	if len(p.Job.Services) > maxServices {
 		return configurationError("the job has %d services: at most %d", len(p.Job.Services), maxServices)
@@ -166,6 +167,9 @@ func (p *plan) job() (runner.Job, error) {
 	p.request = j.Request
 	if p.vars.BuildsDir != DefaultBuilds {
 		j.Volumes = map[string]string{BuildsVolume: p.vars.BuildsDir}
+	}
+	if p.clones() && first.Ref != p.cfg.Helper {
+		j.Companions = []sandbox.Companion{Helper(p.cfg.Helper, p.helperImage().Pull, p.vars.BuildsDir)}
 	}
 	if p.engine != nil {
 		j.EngineArgs = p.engine.args

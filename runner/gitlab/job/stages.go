@@ -33,8 +33,7 @@ func (r *run) startHelper(ctx context.Context) {
 	r.background.Go(func() {
 		defer close(h.ready)
 		began := time.Now()
-		i := image{tries: []runner.Image{{Ref: r.cfg.Helper, Pull: sandbox.Pull{Policy: r.cfg.Pull, Asking: r.asking}}}}
-		member, err := r.add(ctx, sandbox.Companion{Name: "helper", Volumes: map[string]string{BuildsVolume: r.vars.BuildsDir}}, i)
+		member, err := r.getHelper(ctx)
 		if err != nil {
 			h.err = fmt.Errorf("start the helper: %w", err)
 			return
@@ -47,6 +46,29 @@ func (r *run) startHelper(ctx context.Context) {
 	})
 }
 
+// helperName is the helper's among the companions of a sandbox.
+const helperName = "helper"
+
+// Helper is the container that a sandbox needs to clone repositories; it may be started with the sandbox.
+func Helper(ref string, how sandbox.Pull, builds string) sandbox.Companion {
+	return sandbox.Companion{Name: helperName, Image: ref, Pull: how, Volumes: map[string]string{BuildsVolume: builds}}
+}
+
+// getHelper takes the helper that was started with the sandbox, or adds one.
+func (r *run) getHelper(ctx context.Context) (sandbox.Member, error) {
+	if pod, ok := ability[sandbox.Pod](r.on); ok {
+		if member, ok := pod.Member(helperName); ok {
+			return member, nil
+		}
+	}
+	i := image{tries: []runner.Image{r.helperImage()}}
+	return r.add(ctx, Helper(r.cfg.Helper, sandbox.Pull{}, r.vars.BuildsDir), i)
+}
+
+func (p *plan) helperImage() runner.Image {
+	return runner.Image{Ref: p.cfg.Helper, Pull: sandbox.Pull{Policy: p.cfg.Pull, Asking: p.asking}}
+}
+
 // debug logs how long something took that runs beside the stages.
 func (r *run) debug(what string, since time.Time) {
 	if r.cfg.Log != nil {
@@ -54,8 +76,8 @@ func (r *run) debug(what string, since time.Time) {
 	}
 }
 
-func (r *run) clones() bool {
-	return r.settings.Strategy == script.GitClone || r.settings.Strategy == script.GitFetch
+func (p *plan) clones() bool {
+	return p.settings.Strategy == script.GitClone || p.settings.Strategy == script.GitFetch
 }
 
 // await returns the helper when it is there.

@@ -90,7 +90,7 @@ func (s *Step) Run(ctx context.Context, on sandbox.Host, out runner.Output) (exi
 		}
 	}()
 	exit, err = r.all(ctx)
-	r.conclude(ctx, exit, err)
+	r.took("job", r.began)
 	return exit, err
 }
 
@@ -248,6 +248,7 @@ func (r *run) before(ctx context.Context) (exit sandbox.Exit, err error) {
 	defer func() {
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
+			return
 		}
 		err = failure(spec.RunnerSystemFailure, err)
 	}()
@@ -318,23 +319,4 @@ func (r *run) prepareExecutor(ctx context.Context) error {
 
 func (r *run) prepareEnvironment() {
 	r.say("Running on %s...", r.id)
-}
-
-// conclude says how the job ended.
-func (r *run) conclude(ctx context.Context, exit sandbox.Exit, err error) {
-	r.took("job", r.began)
-	switch reason := reasonOf(exit, err); {
-	case err == nil && exit.Success():
-		r.write(script.Succeeded())
-	case errors.Is(err, runner.ErrCancelled):
-		r.write(script.Failure("Job failed: canceled"))
-	case err == nil && exit.OOM:
-		r.write(script.Failure("Job failed: %s: the job needs more memory than its limit", exit))
-	case err == nil:
-		r.write(script.Failure("Job failed: exit code %d", exit.Code))
-	case reason == spec.RunnerSystemFailure, reason == spec.RunnerInterrupted:
-		r.write(script.Failure("Job failed (system failure): %v", err))
-	default:
-		r.write(script.Failure("Job failed: %v", err))
-	}
 }

@@ -35,14 +35,14 @@ func TestOutcomes(t *testing.T) {
 		status string // that after_script sees
 		says   []string
 	}{
-		"succeeds": {ran: []string{sources, script1, after}, status: "success", says: []string{"Job succeeded"}},
+		"succeeds": {ran: []string{sources, script1, after}, status: "success"},
 		"script fails": {
 			change: func(b *bench) { b.on.does[script1] = exits(3) },
-			ran:    []string{sources, script1, after}, code: 3, reason: spec.ScriptFailure, status: "failed", says: []string{"Job failed: exit code 3"},
+			ran:    []string{sources, script1, after}, code: 3, reason: spec.ScriptFailure, status: "failed",
 		},
 		"after_script fails": {
 			change: func(b *bench) { b.on.does[after] = exits(4) },
-			ran:    []string{sources, script1, after}, says: []string{"after_script failed, but job will continue unaffected: exit code 4", "Job succeeded"},
+			ran:    []string{sources, script1, after}, says: []string{"after_script failed, but job will continue unaffected: exit code 4"},
 		},
 		"after_script that counts fails": {
 			change: func(b *bench) {
@@ -65,7 +65,6 @@ func TestOutcomes(t *testing.T) {
 		"sandbox breaks": {
 			change: func(b *bench) { b.on.does[script1] = breaks(broken) },
 			ran:    []string{sources, script1, after}, err: broken, reason: spec.RunnerSystemFailure, status: "failed",
-			says: []string{"Job failed (system failure): containerd is gone"},
 		},
 		"no helper": {
 			change: func(b *bench) { delete(b.on.images, helperImage) },
@@ -88,11 +87,15 @@ func TestOutcomes(t *testing.T) {
 		},
 		"after_script timeout": {
 			change: func(b *bench) { b.on.does[after] = takes(time.Hour) },
-			ran:    []string{sources, script1, after}, says: []string{"after_script took longer than 5m0s", "Job succeeded"},
+			ran:    []string{sources, script1, after}, says: []string{"after_script took longer than 5m0s"},
 		},
 		"job timeout": {
 			change: func(b *bench) { b.on.does[script1] = takes(2 * time.Hour) },
 			ran:    []string{sources, script1}, err: runner.ErrTimeout, reason: spec.JobExecutionTimeout,
+		},
+		"job timeout in the sources": {
+			change: func(b *bench) { b.on.does[sources] = takes(2 * time.Hour) },
+			ran:    []string{sources}, err: runner.ErrTimeout, reason: spec.JobExecutionTimeout,
 		},
 		"further steps": {
 			change: func(b *bench) {
@@ -173,7 +176,7 @@ func TestCanceling(t *testing.T) {
 				if piece == script1 && b.env(after, "CI_JOB_STATUS") != "canceled" {
 					t.Errorf("after_script sees %q", b.env(after, "CI_JOB_STATUS"))
 				}
-				b.wants(ran, "Job failed: canceled")
+				b.wants(ran)
 			})
 		})
 	}
@@ -191,7 +194,7 @@ func TestCanceled(t *testing.T) {
 		if _, err := b.run(ctx); !errors.Is(err, runner.ErrCancelled) {
 			t.Errorf("got %v", err)
 		}
-		b.wants([]string{sources, script1, after}, "Job failed: canceled")
+		b.wants([]string{sources, script1, after})
 	})
 }
 
