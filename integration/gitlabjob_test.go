@@ -142,7 +142,7 @@ func runJob(t *testing.T, forge string, j spec.Job, change func(*gitlabjob.Confi
 	s := sandbox.Spec{ID: prepared.ID, Image: prepared.Image, Pull: prepared.Pull, Env: prepared.Env, Limits: prepared.Limits, EngineArgs: prepared.EngineArgs, Companions: prepared.Companions, Volumes: map[string]string{gitlabjob.BuildsVolume: gitlabjob.DefaultBuilds}}
 	sb, err := sandbox.Open(t.Context(), nil, prepared.Nesting, s, drivers, sandbox.DefaultPolicy())
 	for _, other := range prepared.Else {
-		if errors.Is(err, sandbox.ErrUnknownImage) {
+		if errors.Is(err, sandbox.ErrImage) {
 			s.Image, s.Pull = other.Ref, other.Pull
 			sb, err = sandbox.Open(t.Context(), nil, prepared.Nesting, s, drivers, sandbox.DefaultPolicy())
 		}
@@ -272,6 +272,8 @@ func TestGitLabEngine(t *testing.T) {
 		`DOCKER_HOST=tcp://my-docker:2376 docker version -f 'alias {{.Server.Os}}'`,
 		`! DOCKER_CERT_PATH=/nowhere docker version >/dev/null 2>&1 && echo refused`,
 		`id; ls -l /certs/client`,
+		`docker run -d -p 8080:4000 --name web node:20 node -e 'require("net").createServer(c => c.on("error", () => {}).end("published\n")).listen(4000)' >/dev/null`,
+		`for i in $(seq 50); do bash -c 'exec 3<>/dev/tcp/docker/8080 && cat <&3' 2>/dev/null && break; sleep 0.1; done`,
 	)
 	j.Image = &spec.Image{Name: "docker:27.3.1-cli"}
 	j.Services = []spec.Image{{Name: "registry.example.com/mirror/docker:27.3.1-dind", Alias: "my-docker", Command: []string{"--tls=false", "--mtu=1400", "--insecure-registry=registry.local:5000"}}}
@@ -280,7 +282,7 @@ func TestGitLabEngine(t *testing.T) {
 	if r.err != nil || !r.exit.Success() {
 		t.Errorf("got %v, %v", r.exit, r.err)
 	}
-	r.mustSay(t, "socket linux", "plain linux", "tls linux", "through the engine", "hello", "alias linux", "refused", "ca.pem", "cert.pem", "key.pem",
+	r.mustSay(t, "socket linux", "plain linux", "tls linux", "through the engine", "hello", "alias linux", "refused", "published", "ca.pem", "cert.pem", "key.pem",
 		"No registry has the image docker:27.3.1-cli", "this sandbox's own Docker Engine", "--mtu=1400 is not used")
 }
 
@@ -369,5 +371,16 @@ func TestGitLabForgeReach(t *testing.T) {
 	// What was allowed was taken back.
 	if set, err := exec.Command("nft", "list", "set", "inet", host.name, "reached").CombinedOutput(); err != nil || strings.Contains(string(set), "elements") {
 		t.Errorf("left: %s %v", set, err)
+	}
+}
+
+// TestPoolWithGit has sandboxes ready with what jobs of GitLab use: a second container, and a place for repositories
+// that all users may write.
+func TestPoolWithGit(t *testing.T) {
+	d := startDaemon(t, "pool: [{sandbox: container, size: 2, git: true}]\n")
+	for range 3 {
+		if got := d.want(0, "", "run", "--user", "1000", "--", "sh", "-c", "stat -c %A /builds && touch /builds/mine"); got != "drwxrwxrwx\n" {
+			t.Errorf("/builds is %s", got)
+		}
 	}
 }

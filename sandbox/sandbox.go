@@ -133,6 +133,9 @@ type Usage struct {
 	OOMKills   int64         `json:"oom_kills"`
 }
 
+// ErrImage is wrapped by Start's error when the image cannot be had, whatever the reason.
+var ErrImage = errors.New("the image cannot be had")
+
 // ErrUnknownImage is wrapped by Start's error when the image does not exist where it was looked for.
 var ErrUnknownImage = errors.New("image not found")
 

@@ -421,14 +421,17 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Companions: j.Companions}
 	sb, err := a.scriptSandbox(ctx, j, spec)
 	for _, other := range j.Else {
-		if !errors.Is(err, sandbox.ErrUnknownImage) {
+		if !errors.Is(err, sandbox.ErrImage) {
 			break
 		}
-		spec.Image, spec.Pull = other.Ref, other.Pull
 		var again error
-		if sb, again = a.scriptSandbox(ctx, j, spec); again == nil || !errors.Is(again, sandbox.ErrUnknownImage) {
+		spec.Image, spec.Pull = other.Ref, other.Pull
+		if sb, again = a.scriptSandbox(ctx, j, spec); again == nil || !errors.Is(again, sandbox.ErrImage) {
 			err = again
 		}
+	}
+	if j.Kind == job.Kind && errors.Is(err, sandbox.ErrImage) {
+		err = job.ImageFailure(err)
 	}
 	if err != nil || !slices.Contains(j.Nesting, sandbox.DinD) {
 		return sb, err

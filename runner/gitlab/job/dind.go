@@ -87,7 +87,7 @@ func (r *run) offerEngine(ctx context.Context) error {
 		return fmt.Errorf("the engine of %T cannot be reached", r.on)
 	}
 	dial := func(ctx context.Context) (net.Conn, error) { return dialer.Dial(ctx, "unix", engineSocket) }
-	if err := r.forward(ctx, "tcp", "0.0.0.0:"+plainPort, dial, nil); err != nil {
+	if err := r.forward(ctx, "tcp", loopback+":"+plainPort, dial, nil); err != nil {
 		return fmt.Errorf("offer the engine at port %s: %w", plainPort, err)
 	}
 	certs, err := newCertificates(r.engine.names)
@@ -95,7 +95,7 @@ func (r *run) offerEngine(ctx context.Context) error {
 		return fmt.Errorf("make the engine's certificates: %w", err)
 	}
 	wrap := func(c net.Conn) net.Conn { return tls.Server(c, certs.server) }
-	if err := r.forward(ctx, "tcp", "0.0.0.0:"+tlsPort, dial, wrap); err != nil {
+	if err := r.forward(ctx, "tcp", loopback+":"+tlsPort, dial, wrap); err != nil {
 		return fmt.Errorf("offer the engine at port %s: %w", tlsPort, err)
 	}
 	if r.engine.certs == "" {

@@ -107,7 +107,7 @@ func (f *fakeSandbox) Add(_ context.Context, c sandbox.Companion) (sandbox.Membe
 	f.added = append(f.added, c)
 	config, ok := f.images[c.Image]
 	if !ok {
-		return nil, fmt.Errorf("image %q: %w", c.Image, sandbox.ErrUnknownImage)
+		return nil, fmt.Errorf("image %q: %w: %w", c.Image, sandbox.ErrImage, sandbox.ErrUnknownImage)
 	}
 	return fakeMember{f, config}, nil
 }

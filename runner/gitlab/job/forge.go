@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/runnerd/runnerd/sandbox"
 )
@@ -18,6 +19,9 @@ import (
 // Sandboxes do not reach the machine. A forge that is on it they are let reach, and nothing else: what is on the
 // loopback by a socket in the sandbox whose connections the daemon carries on, what has another address of the
 // machine by that one port.
+
+// maxConnections is how many connections of one job to one address are carried on at once; others wait.
+const maxConnections = 128
 
 // Resolver finds the addresses of hosts, as package net's does.
 type Resolver interface {
@@ -175,18 +179,45 @@ func (r *run) forward(ctx context.Context, network, address string, dial func(co
 	r.background.Go(func() {
 		var open sync.WaitGroup
 		defer open.Wait()
+		slots := make(chan struct{}, maxConnections)
 		for {
-			conn, err := l.Accept()
+			select {
+			case slots <- struct{}{}:
+			case <-r.life.Done():
+				return
+			}
+			conn, err := accept(r.life, l)
 			if err != nil {
 				return
 			}
 			if wrap != nil {
 				conn = wrap(conn)
 			}
-			open.Go(func() { carry(r.life, conn, dial) })
+			open.Go(func() {
+				defer func() { <-slots }()
+				carry(r.life, conn, dial)
+			})
 		}
 	})
 	return nil
+}
+
+// acceptRetry is the time before another try when the daemon has no descriptors left.
+const acceptRetry = 50 * time.Millisecond
+
+// accept waits for a connection, until ctx ends.
+func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	for {
+		conn, err := l.Accept()
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(acceptRetry):
+		}
+	}
 }
 
 // carry connects a connection with another one, until both directions have ended or ctx has.

@@ -117,6 +117,9 @@ func (f *Failure) FailureReason() spec.FailureReason { return f.Reason }
 // Unwrap returns what has failed.
 func (f *Failure) Unwrap() error { return f.Err }
 
+// ImageFailure is the Failure of an image that cannot be had.
+func ImageFailure(err error) error { return failure(spec.ImagePullFailure, err) }
+
 // Payload is what a request of Kind holds, for people and for the journal. It holds no secret.
 type Payload struct {
 	ID       int64  `json:"id"`

@@ -209,7 +209,7 @@ func TestEngine(t *testing.T) {
 	if b.on.hosts["docker"] != loopback || b.on.hosts["dockerd"] != loopback || len(b.on.added) != 0 {
 		t.Errorf("hosts %v, companions %v", b.on.hosts, b.on.added)
 	}
-	if !slices.Equal(b.on.listened, []string{"0.0.0.0:2375", "0.0.0.0:2376"}) {
+	if !slices.Equal(b.on.listened, []string{"127.0.0.1:2375", "127.0.0.1:2376"}) {
 		t.Errorf("listened at %v", b.on.listened)
 	}
 }

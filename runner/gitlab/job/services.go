@@ -137,7 +137,7 @@ func (r *run) add(ctx context.Context, c sandbox.Companion, i image) (member san
 	}
 	for _, try := range i.tries {
 		c.Image, c.Pull = try.Ref, try.Pull
-		if member, err = pod.Add(ctx, c); err == nil || !errors.Is(err, sandbox.ErrUnknownImage) {
+		if member, err = pod.Add(ctx, c); err == nil || !errors.Is(err, sandbox.ErrImage) {
 			return member, err
 		}
 	}
