@@ -283,7 +283,7 @@ func TestGitLabEngine(t *testing.T) {
 		t.Errorf("got %v, %v", r.exit, r.err)
 	}
 	r.mustSay(t, "socket linux", "plain linux", "tls linux", "through the engine", "hello", "alias linux", "refused", "published", "ca.pem", "cert.pem", "key.pem",
-		"No registry has the image docker:27.3.1-cli", "this sandbox's own Docker Engine", "--mtu=1400 is not used")
+		"The image docker:27.3.1-cli cannot be had", "this sandbox's own Docker Engine", "--mtu=1400 is not used")
 }
 
 // TestGitLabImage has entrypoints, users and platforms.

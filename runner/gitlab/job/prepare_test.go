@@ -201,7 +201,7 @@ func TestEngine(t *testing.T) {
 	if exit, err := b.step.Run(t.Context(), b.on, b.out); err != nil || !exit.Success() {
 		t.Error(exit, err)
 	}
-	b.wants([]string{"mkdir -p \"$0\"", sources, script1, after}, "No registry has the image docker:27.", "Service docker:27-dind is this sandbox's own Docker Engine",
+	b.wants([]string{"mkdir -p \"$0\"", sources, script1, after}, "The image docker:27 cannot be had.", "Service docker:27-dind is this sandbox's own Docker Engine",
 		"--mtu=1400 is not used", "--storage-driver=vfs is not used")
 	if strings.Contains(b.out.String(), "--tls=false") {
 		t.Error("the log speaks of what is done")

@@ -293,7 +293,7 @@ func (r *run) prepareExecutor(ctx context.Context) error {
 	}
 	wanted := r.own.String()
 	if r.image.Reference != "" && r.image.Reference != wanted {
-		r.warn("No registry has the image %s. The job runs in %s, which has docker, buildx, git and Bash. To use the image itself, push it to the registry or let runnerd mirror its registry (registry.mirror)",
+		r.warn("The image %s cannot be had. The job runs in %s, which has docker, buildx, git and Bash; it is Debian, so there is apt-get and no apk. To use the image itself, push it to runnerd's registry or let runnerd mirror its registry (registry.mirror)",
 			wanted, r.image.Reference)
 		wanted = r.image.Reference
 	}
