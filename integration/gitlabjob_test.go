@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -139,7 +140,7 @@ func runJob(t *testing.T, forge string, j spec.Job, change func(*gitlabjob.Confi
 		return ran{err: err}
 	}
 	drivers := map[sandbox.Kind]sandbox.Driver{sandbox.Container: host.container, sandbox.DinD: host.dind}
-	s := sandbox.Spec{ID: prepared.ID, Image: prepared.Image, Pull: prepared.Pull, Env: prepared.Env, Limits: prepared.Limits, EngineArgs: prepared.EngineArgs, Companions: prepared.Companions, Volumes: map[string]string{gitlabjob.BuildsVolume: gitlabjob.DefaultBuilds}}
+	s := sandbox.Spec{ID: prepared.ID, Image: prepared.Image, Pull: prepared.Pull, Env: prepared.Env, Limits: prepared.Limits, EngineArgs: prepared.EngineArgs, Toolbox: prepared.Toolbox, Volumes: map[string]string{gitlabjob.BuildsVolume: gitlabjob.DefaultBuilds}}
 	sb, err := sandbox.Open(t.Context(), nil, prepared.Nesting, s, drivers, sandbox.DefaultPolicy())
 	for _, other := range prepared.Else {
 		if errors.Is(err, sandbox.ErrImage) {
@@ -374,13 +375,77 @@ func TestGitLabForgeReach(t *testing.T) {
 	}
 }
 
-// TestPoolWithGit has sandboxes ready with what jobs of GitLab use: a second container, and a place for repositories
-// that all users may write.
+// TestPoolWithGit has sandboxes ready with what jobs of GitLab use, git and a place for repositories that all users may
+// write, and kills their daemon.
 func TestPoolWithGit(t *testing.T) {
 	d := startDaemon(t, "pool: [{sandbox: container, size: 2, git: true}]\n")
-	for range 3 {
-		if got := d.want(0, "", "run", "--user", "1000", "--", "sh", "-c", "stat -c %A /builds && touch /builds/mine"); got != "drwxrwxrwx\n" {
-			t.Errorf("/builds is %s", got)
+	const script = "stat -c %A /builds; touch /builds/mine; ls -d /dev/.runnerd-toolbox/usr/bin/git 2>/dev/null || true"
+	for range 2 {
+		got := ""
+		// Until the pool is ready a job gets a sandbox that was made for it, and this one needs no git.
+		for deadline := time.Now().Add(time.Minute); got != "drwxrwxrwx\n/dev/.runnerd-toolbox/usr/bin/git\n"; got = d.want(0, "", "run", "--user", "1000", "--", "sh", "-c", script) {
+			if time.Now().After(deadline) {
+				t.Fatalf("a job sees %q", got)
+			}
+		}
+		d.stop(syscall.SIGKILL)
+		d.start()
+	}
+}
+
+// TestToolbox runs the programs of an image in the container of another.
+func TestToolbox(t *testing.T) {
+	spec := sandbox.Spec{
+		ID: "toolbox", Image: debian, Toolbox: &sandbox.Toolbox{Image: engine}, Volumes: map[string]string{"v": "/somewhere/v"},
+		Hosts: map[string]string{"some-host": "192.0.2.1"},
+	}
+	sb, err := host.container.Start(t.Context(), nil, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := sb.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if left := host.leftovers("toolbox"); len(left) > 0 {
+			t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+		}
+	}()
+	boxed, ok := sandbox.As[sandbox.Toolboxed](sb)
+	if !ok {
+		t.Fatal("it has none")
+	}
+	tools, _ := boxed.Toolbox()
+	in := func(on sandbox.Host, dir string, args ...string) (string, int) {
+		var out bytes.Buffer
+		exit, err := on.Exec(t.Context(), sandbox.Process{Args: args, Dir: dir, Stdout: &out, Stderr: &out})
+		if err != nil {
+			t.Errorf("%q: %v", args, err)
+		}
+		return out.String(), exit.Code
+	}
+	for _, c := range []struct {
+		on   sandbox.Host
+		dir  string
+		args []string
+		code int
+		says string
+	}{
+		{sb, "", []string{"git", "--version"}, 127, "not found"},
+		{tools, "", []string{"git", "--version"}, 0, "git version"},
+		{tools, "/somewhere/v", []string{"sh", "-c", "pwd >file; echo >/dev/null; head -c 1 /dev/urandom | wc -c; getent hosts some-host"}, 0, "1\n192.0.2.1"},
+		{sb, "", []string{"cat", "/somewhere/v/file"}, 0, "/somewhere/v"},
+		{tools, "/new", []string{"pwd"}, 0, "/new"},
+		{tools, "", []string{"no-such-command"}, 127, "not found"},
+		{tools, "", []string{"/etc/passwd"}, 126, "permission denied"},
+		{tools, "", []string{"sh", "-c", "exit 9"}, 9, ""},
+		{tools, "", []string{"sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '"}, 0, "/dev/.runnerd-init"},
+		// What is masked of the container is masked of its tools, which its processes see too.
+		{sb, "", []string{"bash", "-c", "for r in '' /dev/.runnerd-toolbox; do echo x >$r/proc/sys/kernel/hostname; done 2>&1 | grep -c Read-only"}, 0, "2"},
+		{sb, "", []string{"sh", "-c", "cd /dev/.runnerd-toolbox; cat /proc/interrupts proc/interrupts /proc/timer_list proc/timer_list /proc/keys proc/keys | wc -c; ls /sys/firmware | wc -l"}, 0, "0\n0\n"},
+	} {
+		if out, code := in(c.on, c.dir, c.args...); code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("%q: got exit code %d, want %d, and %q, want %q", c.args, code, c.code, out, c.says)
 		}
 	}
 }

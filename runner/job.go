@@ -47,8 +47,8 @@ type Job struct {
 	// the pool.
 	Volumes    map[string]string
 	EngineArgs []string
-	// Companions are what a sandbox that is made for the job is started with, too.
-	Companions []sandbox.Companion
+	// Toolbox is what a sandbox that is made for the job has; one of the pool may have none.
+	Toolbox *sandbox.Toolbox
 	// EngineAt are further addresses of the sandbox's engine, as a DOCKER_HOST names it.
 	EngineAt []string
 	// Secrets are masked in everything the job writes. They are kept in memory only.

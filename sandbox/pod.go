@@ -13,8 +13,6 @@ type Pod interface {
 	// Add starts a container in the sandbox. It ends with the sandbox at the latest. ctx covers the start.
 	// On failure Add leaves nothing behind.
 	Add(ctx context.Context, c Companion) (Member, error)
-	// Member returns the companion of a name, if there is one.
-	Member(name string) (Member, bool)
 }
 
 // Companion is a container that is started beside the job's own in its sandbox.
@@ -59,6 +57,22 @@ type ImageConfig struct {
 // Imaged is a Sandbox or a Member that tells what its image says.
 type Imaged interface {
 	ImageConfig() ImageConfig
+}
+
+// Toolboxed is a Sandbox that may have a Toolbox.
+type Toolboxed interface {
+	// Toolbox is a Host whose processes see the toolbox's image for their root, and are in the sandbox's own container
+	// otherwise: with its volumes, /etc/hosts, network and processes. They are root. ok is false if there is none.
+	//
+	// It is no more than a directory of that container, under /dev, and so costs a mount where a companion would cost a
+	// container; what a job does to it, is done.
+	Toolbox() (tools ImagedHost, ok bool)
+}
+
+// ImagedHost is a Host that tells what its image says.
+type ImagedHost interface {
+	Host
+	Imaged
 }
 
 // Named is a Sandbox that gets names for addresses while it runs.

@@ -53,8 +53,8 @@ type Spec struct {
 	// Volumes are directories on the sandbox's disk that its containers, and those of an engine in it, see
 	// at the same place: volume name to absolute path.
 	Volumes map[string]string
-	// Companions are containers that are started with its own, at the same time: see Pod.
-	Companions []Companion
+	// Toolbox is an image whose programs can be run beside those of its own: see Toolboxed. nil: there is none.
+	Toolbox *Toolbox
 	// EngineArgs are further arguments of an engine in the sandbox.
 	EngineArgs []string
 	// State names a disk that outlives the sandbox, for a worker that keeps its cache between starts.
@@ -63,6 +63,12 @@ type Spec struct {
 	State string
 	// Base is what it gets of another's state, if not nil. A sandbox with a State has none.
 	Base *Base
+}
+
+// Toolbox is an image of tools, and how it is got.
+type Toolbox struct {
+	Image string
+	Pull  Pull
 }
 
 // Base is what a sandbox gets of a state disk that another one writes, now or later. It never writes that disk.

@@ -418,7 +418,7 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Companions: j.Companions}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Toolbox: j.Toolbox}
 	sb, err := a.scriptSandbox(ctx, j, spec)
 	for _, other := range j.Else {
 		if !errors.Is(err, sandbox.ErrImage) {
@@ -474,7 +474,7 @@ func (a *assembly) startPool(context.Context) error {
 	for _, p := range a.config.Pool {
 		spec := sandbox.Spec{Image: p.Image, Limits: a.config.Limits.Default.Limits()}
 		if p.Git && p.Image != a.config.SandboxImage {
-			spec.Companions = []sandbox.Companion{job.Helper(a.config.SandboxImage, sandbox.Pull{}, job.DefaultBuilds)}
+			spec.Toolbox = &sandbox.Toolbox{Image: a.config.SandboxImage}
 		}
 		kinds = append(kinds, sandbox.PoolKind{Nesting: p.Sandbox, Size: p.Size, Spec: spec})
 	}

@@ -88,6 +88,11 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 			return nil, err
 		}
 	}
+	if c.Name == mainMember && sb.tools != nil {
+		if err := sb.tools.mount(sb, binds); err != nil {
+			return nil, err
+		}
+	}
 	readonly := map[string]string{InitPath: filepath.Join(sb.d.cfg.EngineDir, "runnerd-init")}
 	if c.Name == mainMember {
 		maps.Copy(readonly, sb.spec.Programs)
@@ -96,6 +101,9 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 		}
 	}
 	spec := specOf(m, sb.spec.ID, readonly, binds)
+	if c.Name == mainMember && sb.tools != nil {
+		sb.tools.describe(spec)
+	}
 
 	cctx, cancel := sb.d.uncancelled(ctx)
 	defer cancel()

@@ -28,6 +28,7 @@ type Sandbox struct {
 	slot   *slot
 	disk   *disk
 	base   *base // nil if it has none
+	tools  *toolbox
 	cgroup cgroup
 	addr   netip.Addr
 
@@ -103,9 +104,8 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
-	images := make([]*image, len(spec.Companions))
-	for i, c := range spec.Companions {
-		prepare.Go(func() (err error) { images[i], err = sb.image(prepareCtx, c.Image, c.Pull); return err })
+	if spec.Toolbox != nil {
+		prepare.Go(func() error { return sb.getToolbox(prepareCtx) })
 	}
 	if err := prepare.Wait(); err != nil {
 		return nil, err
@@ -121,12 +121,6 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if sb.main, err = sb.createMember(ctx, own, img, spec.Env); err != nil {
 		return nil, err
 	}
-	// The shim has been started for the sandbox's own container, and now serves others.
-	companions, companionsCtx := errgroup.WithContext(ctx)
-	defer companions.Wait()
-	for i, c := range spec.Companions {
-		companions.Go(func() error { _, err := sb.companion(companionsCtx, c, images[i]); return err })
-	}
 	if err := network.Wait(); err != nil {
 		return nil, err
 	}
@@ -136,20 +130,12 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := sb.writeHosts(); err != nil {
 		return nil, err
 	}
-	if err := sb.startOwn(ctx); err != nil {
-		return nil, err
-	}
-	if err := companions.Wait(); err != nil {
+	sb.disk.still.Lock()
+	defer sb.disk.still.Unlock()
+	if err := sb.main.start(ctx); err != nil {
 		return nil, err
 	}
 	return sb, nil
-}
-
-// startOwn starts the first process, while nobody copies the disk.
-func (sb *Sandbox) startOwn(ctx context.Context) error {
-	sb.disk.still.Lock()
-	defer sb.disk.still.Unlock()
-	return sb.main.start(ctx)
 }
 
 // image gets an image, which is then kept until the sandbox is closed.
@@ -281,10 +267,6 @@ func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member
 	if err != nil {
 		return nil, err
 	}
-	return sb.companion(ctx, c, img)
-}
-
-func (sb *Sandbox) companion(ctx context.Context, c sandbox.Companion, img *image) (sandbox.Member, error) {
 	m, err := sb.createMember(ctx, c, img, c.Env)
 	if err != nil {
 		return nil, err
@@ -293,18 +275,6 @@ func (sb *Sandbox) companion(ctx context.Context, c sandbox.Companion, img *imag
 		return nil, err
 	}
 	return m, nil
-}
-
-// Member returns a companion that runs. See sandbox.Pod.
-func (sb *Sandbox) Member(name string) (sandbox.Member, bool) {
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
-	for _, m := range sb.members {
-		if m.name == name && m.init != nil && m != sb.main {
-			return m, true
-		}
-	}
-	return nil, false
 }
 
 // SetLimits changes the limits of the running sandbox; those of its disk are what they were at its start.
@@ -377,6 +347,9 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	errs = append(errs, removed...)
 	if sb.base != nil {
 		errs = append(errs, sb.base.close())
+	}
+	if sb.tools != nil {
+		errs = append(errs, sb.tools.close())
 	}
 	if sb.disk != nil {
 		errs = append(errs, sb.disk.close())

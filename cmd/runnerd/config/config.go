@@ -181,7 +181,7 @@ type Pool struct {
 	Sandbox sandbox.Nesting `yaml:"sandbox" doc:"The nesting, such as container or container/dind."`
 	Image   string          `yaml:"image" doc:"The image of the jobs. Empty: job_image."`
 	Size    int             `yaml:"size" doc:"How many are kept ready."`
-	Git     bool            `yaml:"git" doc:"Keep a container with git ready in each, too: jobs of GitLab get their sources with it."`
+	Git     bool            `yaml:"git" doc:"Have git ready in each, whatever its image: jobs of GitLab get their sources with it."`
 }
 
 // Builder is a BuildKit worker.

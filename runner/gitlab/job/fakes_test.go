@@ -112,8 +112,6 @@ func (f *fakeSandbox) Add(_ context.Context, c sandbox.Companion) (sandbox.Membe
 	return fakeMember{f, config}, nil
 }
 
-func (f *fakeSandbox) Member(string) (sandbox.Member, bool) { return nil, false }
-
 func (f *fakeSandbox) Dial(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.New("nobody listens")
 }

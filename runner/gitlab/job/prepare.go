@@ -169,7 +169,7 @@ func (p *plan) job() (runner.Job, error) {
 		j.Volumes = map[string]string{BuildsVolume: p.vars.BuildsDir}
 	}
 	if p.clones() && first.Ref != p.cfg.Helper {
-		j.Companions = []sandbox.Companion{Helper(p.cfg.Helper, p.helperImage().Pull, p.vars.BuildsDir)}
+		j.Toolbox = &sandbox.Toolbox{Image: p.cfg.Helper, Pull: p.helperImage().Pull}
 	}
 	if p.engine != nil {
 		j.EngineArgs = p.engine.args

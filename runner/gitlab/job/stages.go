@@ -13,7 +13,7 @@ import (
 	"github.com/runnerd/runnerd/sandbox"
 )
 
-// helper is a container with git beside the job's, which has whatever its image has.
+// helper is where git runs: beside the job's container, which has whatever its image has.
 type helper struct {
 	ready chan struct{} // closed when it is there, or will not be
 	host  sandbox.Host
@@ -21,19 +21,29 @@ type helper struct {
 	err   error
 }
 
-// startHelper starts the helper, if the job needs one: its own container is as good if it has the helper's image, or if
-// there is nothing to clone.
-func (r *run) startHelper(ctx context.Context) {
+// helperName is that of a companion that is the helper.
+const helperName = "helper"
+
+// findHelper finds the helper, or starts one: the job's own container is as good if it has the helper's image, or if
+// there is nothing to clone. A sandbox that was made for the job has a toolbox for it.
+func (r *run) findHelper(ctx context.Context) {
 	h := &helper{ready: make(chan struct{}), host: r.on, env: r.image.Env}
 	r.helper = h
-	if !r.clones() || r.image.Reference == r.cfg.Helper {
+	found := !r.clones() || r.image.Reference == r.cfg.Helper
+	if boxed, ok := ability[sandbox.Toolboxed](r.on); ok && !found {
+		if tools, ok := boxed.Toolbox(); ok {
+			h.host, h.env, found = tools, tools.ImageConfig().Env, true
+		}
+	}
+	if found {
 		close(h.ready)
 		return
 	}
 	r.background.Go(func() {
 		defer close(h.ready)
 		began := time.Now()
-		member, err := r.getHelper(ctx)
+		c := sandbox.Companion{Name: helperName, Volumes: map[string]string{BuildsVolume: r.vars.BuildsDir}}
+		member, err := r.add(ctx, c, image{tries: []runner.Image{r.helperImage()}})
 		if err != nil {
 			h.err = fmt.Errorf("start the helper: %w", err)
 			return
@@ -44,25 +54,6 @@ func (r *run) startHelper(ctx context.Context) {
 		}
 		r.debug("helper", began)
 	})
-}
-
-// helperName is the helper's among the companions of a sandbox.
-const helperName = "helper"
-
-// Helper is the container that a sandbox needs to clone repositories; it may be started with the sandbox.
-func Helper(ref string, how sandbox.Pull, builds string) sandbox.Companion {
-	return sandbox.Companion{Name: helperName, Image: ref, Pull: how, Volumes: map[string]string{BuildsVolume: builds}}
-}
-
-// getHelper takes the helper that was started with the sandbox, or adds one.
-func (r *run) getHelper(ctx context.Context) (sandbox.Member, error) {
-	if pod, ok := ability[sandbox.Pod](r.on); ok {
-		if member, ok := pod.Member(helperName); ok {
-			return member, nil
-		}
-	}
-	i := image{tries: []runner.Image{r.helperImage()}}
-	return r.add(ctx, Helper(r.cfg.Helper, sandbox.Pull{}, r.vars.BuildsDir), i)
 }
 
 func (p *plan) helperImage() runner.Image {

@@ -252,7 +252,7 @@ func (r *run) before(ctx context.Context) (exit sandbox.Exit, err error) {
 		}
 		err = failure(spec.RunnerSystemFailure, err)
 	}()
-	r.startHelper(ctx)
+	r.findHelper(ctx)
 	r.startServices(ctx)
 	if err := r.stage(script.StagePrepareExecutor, func() error { return r.prepareExecutor(ctx) }); err != nil {
 		return exit, err
