@@ -41,8 +41,24 @@ type Job struct {
 	Steps []Step
 	// Pull says how the image is got, for whom, and with which credentials, which are kept in memory only.
 	Pull sandbox.Pull
+	// Else is tried, in order, where the image cannot be had.
+	Else []Image
+	// Volumes and EngineArgs are those of the sandbox's Spec, beside what every job has. A sandbox with any is none of
+	// the pool.
+	Volumes    map[string]string
+	EngineArgs []string
+	// Toolbox is what a sandbox that is made for the job has; one of the pool may have none.
+	Toolbox *sandbox.Toolbox
+	// EngineAt are further addresses of the sandbox's engine, as a DOCKER_HOST names it.
+	EngineAt []string
 	// Secrets are masked in everything the job writes. They are kept in memory only.
 	Secrets []string
+}
+
+// Image is an image and how it is got.
+type Image struct {
+	Ref  string
+	Pull sandbox.Pull
 }
 
 // Step is one thing done in a sandbox.

@@ -1,6 +1,9 @@
 package sandbox
 
-import "context"
+import (
+	"context"
+	"net/netip"
+)
 
 // Pod is a Sandbox that can hold further containers beside the job's own, like the containers of a pod:
 // same uid range, network namespace, cgroup and scratch disk; each has its own root file system. This is
@@ -10,16 +13,17 @@ type Pod interface {
 	// Add starts a container in the sandbox. It ends with the sandbox at the latest. ctx covers the start.
 	// On failure Add leaves nothing behind.
 	Add(ctx context.Context, c Companion) (Member, error)
-	// Companion is one of the Spec's companions, or one that was added and not closed since.
-	Companion(name string) (Member, bool)
 }
 
 // Companion is a container that is started beside the job's own in its sandbox.
 type Companion struct {
 	// Name is unique in the sandbox: 1 to 20 of [a-z0-9-].
 	Name string
-	// Image is the companion's root file system.
+	// Image is the companion's root file system, Pull how it is got.
 	Image string
+	Pull  Pull
+	// Env is added to the image's environment.
+	Env []string
 	// Engine makes the companion root of the sandbox's user namespace with everything an engine needs in
 	// it: all capabilities (which bind in that namespace only), unmasked paths, a writable cgroup tree.
 	Engine bool
@@ -35,6 +39,53 @@ type Member interface {
 	Listener
 	// Close ends the companion's processes and removes its container. Safe to call twice.
 	Close(ctx context.Context) error
+}
+
+// ImageConfig is what an image says of how its processes are run (OCI image-spec, config.md).
+type ImageConfig struct {
+	// Reference is the image's name as it was asked for.
+	Reference       string
+	Entrypoint, Cmd []string
+	// Env is the environment that Exec gives to a process that has none of its own: the image's and what was added.
+	Env  []string
+	User string
+	Dir  string
+	// Ports are those that it exposes, such as "5432/tcp".
+	Ports []string
+}
+
+// Imaged is a Sandbox or a Member that tells what its image says.
+type Imaged interface {
+	ImageConfig() ImageConfig
+}
+
+// Toolboxed is a Sandbox that may have a Toolbox.
+type Toolboxed interface {
+	// Toolbox is a Host whose processes see the toolbox's image for their root, and are in the sandbox's own container
+	// otherwise: with its volumes, /etc/hosts, network and processes. They are root. ok is false if there is none.
+	//
+	// It is no more than a directory of that container, under /dev, and so costs a mount where a companion would cost a
+	// container; what a job does to it, is done.
+	Toolbox() (tools ImagedHost, ok bool)
+}
+
+// ImagedHost is a Host that tells what its image says.
+type ImagedHost interface {
+	Host
+	Imaged
+}
+
+// Named is a Sandbox that gets names for addresses while it runs.
+type Named interface {
+	// AddHosts adds names to the /etc/hosts of all its containers: name to address.
+	AddHosts(names map[string]string) error
+}
+
+// Reacher is a Sandbox that can be let reach services of the machine, all of which it is kept from otherwise.
+type Reacher interface {
+	// Reach lets the sandbox, and no other, open TCP connections to one port at an address of the machine that is not
+	// on its loopback, until it is closed.
+	Reach(ctx context.Context, service netip.AddrPort) error
 }
 
 // DockerHost is a Sandbox in which a Docker Engine can be reached.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -130,7 +131,8 @@ func (p *Pool) take(n Nesting, s Spec) Sandbox {
 	if i < 0 {
 		if p.spare.Size > 0 && s.State == "" && s.Base == nil && s.Pull.Password == "" {
 			kind := Spec{
-				Image: s.Image, Companions: s.Companions, Limits: Limits{Disk: s.Limits.Disk, Inodes: s.Limits.Inodes},
+				Image: s.Image, Volumes: s.Volumes, Toolbox: s.Toolbox, EngineArgs: s.EngineArgs,
+				Limits: Limits{Disk: s.Limits.Disk, Inodes: s.Limits.Inodes},
 			}
 			p.shelves = append(p.shelves, &shelf{PoolKind: PoolKind{Nesting: n, Spec: kind}, learned: true, asked: []time.Time{now}})
 		}
@@ -163,7 +165,8 @@ func (s *shelf) serves(n Nesting, want Spec) bool {
 	same := func(asked, has int64) bool { return asked == 0 || asked == has }
 	return s.Nesting.String() == n.String() && s.Spec.Image == want.Image && want.State == "" &&
 		same(want.Limits.Disk, s.Spec.Limits.Disk) && same(want.Limits.Inodes, s.Spec.Limits.Inodes) &&
-		reflect.DeepEqual(s.Spec.Companions, want.Companions)
+		maps.Equal(s.Spec.Volumes, want.Volumes) && slices.Equal(s.Spec.EngineArgs, want.EngineArgs) &&
+		(want.Toolbox == nil || reflect.DeepEqual(s.Spec.Toolbox, want.Toolbox))
 }
 
 // plan looks what there should be at now: which sandbox is to be started next, if any, and which are no longer wanted.

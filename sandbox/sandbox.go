@@ -56,14 +56,22 @@ type Spec struct {
 	// Volumes are directories on the sandbox's disk that its containers, and those of an engine in it, see
 	// at the same place: volume name to absolute path.
 	Volumes map[string]string
-	// Companions are started beside its own container, at the same time. Pod.Companion finds them.
-	Companions []Companion
+	// Toolbox is an image whose programs can be run beside those of its own: see Toolboxed. nil: there is none.
+	Toolbox *Toolbox
+	// EngineArgs are further arguments of an engine in the sandbox.
+	EngineArgs []string
 	// State names a disk that outlives the sandbox, for a worker that keeps its cache between starts.
 	// Empty: a scratch disk that is removed by Close. The uid range belongs to the disk, so that files
 	// keep their owners.
 	State string
 	// Base is what it gets of another's state, if not nil. A sandbox with a State has none.
 	Base *Base
+}
+
+// Toolbox is an image of tools, and how it is got.
+type Toolbox struct {
+	Image string
+	Pull  Pull
 }
 
 // Base is what a sandbox gets of a state disk that another one writes, now or later. It never writes that disk.
@@ -133,6 +141,9 @@ type Usage struct {
 	Disk       int64         `json:"disk_bytes"`        // blocks in use on the scratch disk
 	OOMKills   int64         `json:"oom_kills"`
 }
+
+// ErrImage is wrapped by Start's error when the image cannot be had, whatever the reason.
+var ErrImage = errors.New("the image cannot be had")
 
 // ErrUnknownImage is wrapped by Start's error when the image does not exist where it was looked for.
 var ErrUnknownImage = errors.New("image not found")

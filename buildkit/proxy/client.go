@@ -19,7 +19,8 @@ const maxProcessFile = 1 << 20
 
 // otherEngine reports whether the process that made a call was told to use another Docker Engine than the sandbox's
 // own: what it loads is for that one. What is in Docker's configuration file, as by "docker context use", is not seen.
-func otherEngine(ctx context.Context) bool {
+// at are addresses of that engine, beside its sockets.
+func otherEngine(ctx context.Context, at []string) bool {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return false
@@ -28,16 +29,16 @@ func otherEngine(ctx context.Context) bool {
 	if !ok {
 		return false
 	}
-	return who.told("environ", namesEngine) || who.told("cmdline", flagsEngine)
+	return who.told("environ", func(env []string) bool { return namesEngine(env, at) }) || who.told("cmdline", flagsEngine)
 }
 
 // namesEngine judges an environment.
-func namesEngine(env []string) bool {
+func namesEngine(env, at []string) bool {
 	return slices.ContainsFunc(env, func(entry string) bool {
 		key, value, _ := strings.Cut(entry, "=")
 		switch key {
 		case "DOCKER_HOST":
-			return value != "" && value != "unix:///var/run/docker.sock" && value != "unix:///run/docker.sock"
+			return value != "" && value != "unix:///var/run/docker.sock" && value != "unix:///run/docker.sock" && !slices.Contains(at, strings.TrimSuffix(value, "/"))
 		case "DOCKER_CONTEXT":
 			return value != "" && value != "default"
 		}

@@ -53,7 +53,7 @@ func (p *Proxy) divert(ctx context.Context, r *control.SolveRequest) *load {
 		return nil
 	}
 	i := slices.IndexFunc(r.Exporters, loads)
-	if i < 0 || !plain(r.FrontendAttrs) || otherEngine(ctx) {
+	if i < 0 || !plain(r.FrontendAttrs) || otherEngine(ctx, p.cfg.EngineAt) {
 		return nil
 	}
 	for j, e := range r.Exporters { // one answer has the digest of one image

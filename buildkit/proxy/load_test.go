@@ -167,9 +167,10 @@ func TestLoadFails(t *testing.T) {
 func TestOtherEngine(t *testing.T) {
 	for text, want := range map[string]bool{
 		"PATH=/bin\nHOME=/": false, "DOCKER_HOST=": false, "DOCKER_HOST=unix:///var/run/docker.sock": false, "DOCKER_CONTEXT=default": false,
+		"DOCKER_HOST=tcp://docker:2375": false, "DOCKER_HOST=tcp://docker:2375/": false,
 		"A=b\nDOCKER_HOST=tcp://inner:2375": true, "DOCKER_CONTEXT=inner": true,
 	} {
-		if got := namesEngine(strings.Split(text, "\n")); got != want {
+		if got := namesEngine(strings.Split(text, "\n"), []string{"tcp://docker:2375"}); got != want {
 			t.Errorf("the environment %q: %v", text, got)
 		}
 	}

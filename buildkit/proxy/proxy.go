@@ -53,7 +53,9 @@ type Config struct {
 	Frontends []string
 	// Engine gets the images that buildx would load into an engine. nil: buildx loads them, as tars.
 	Engine Engine
-	Log    *slog.Logger // nil: nothing is logged
+	// EngineAt are its addresses beside its socket, as a DOCKER_HOST names them.
+	EngineAt []string
+	Log      *slog.Logger // nil: nothing is logged
 }
 
 // Proxy serves one job.

@@ -83,7 +83,7 @@ func (a *assembly) offerBuilder(ctx context.Context, sb sandbox.Sandbox, j runne
 	}
 	p := proxy.New(proxy.Config{
 		Lease:     func(ctx context.Context) (proxy.Worker, error) { return a.leaseFor(ctx, j) },
-		Frontends: a.config.Builder.Frontends, Engine: engine, Log: a.log.With("component", "proxy", "job", j.ID),
+		Frontends: a.config.Builder.Frontends, Engine: engine, EngineAt: j.EngineAt, Log: a.log.With("component", "proxy", "job", j.ID),
 	})
 	p.Serve(l)
 	return withBuilder{Sandbox: sb, proxy: p}, nil

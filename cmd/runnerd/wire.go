@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -28,6 +29,7 @@ import (
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/gitlab"
+	"github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/runner/metrics"
 	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
@@ -432,8 +434,21 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Toolbox: j.Toolbox}
 	sb, err := a.scriptSandbox(ctx, j, spec)
+	for _, other := range j.Else {
+		if !errors.Is(err, sandbox.ErrImage) {
+			break
+		}
+		var again error
+		spec.Image, spec.Pull = other.Ref, other.Pull
+		if sb, again = a.scriptSandbox(ctx, j, spec); again == nil || !errors.Is(again, sandbox.ErrImage) {
+			err = again
+		}
+	}
+	if j.Kind == job.Kind && errors.Is(err, sandbox.ErrImage) {
+		err = job.ImageFailure(err)
+	}
 	if err != nil || !slices.Contains(j.Nesting, sandbox.DinD) {
 		return sb, err
 	}
@@ -461,10 +476,12 @@ func (a *assembly) scriptSandbox(ctx context.Context, j runner.Job, spec sandbox
 	return a.scopes.owned(sb, j.Scope), nil
 }
 
-// start starts a sandbox with what all of them have: a workspace that an engine in it sees too, and the
-// registry by its name.
+// start starts a sandbox with what all of them have: a workspace and a place for repositories, which an engine in it
+// sees too, and the registry by its name.
 func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
-	s.Volumes = map[string]string{"workspace": "/workspace"}
+	volumes := map[string]string{"workspace": workspace, job.BuildsVolume: job.DefaultBuilds}
+	maps.Copy(volumes, s.Volumes)
+	s.Volumes = volumes
 	s.Hosts = map[string]string{registryName: a.gateway()}
 	return sandbox.Open(ctx, nil, n, s, a.drivers, a.config.Policy.Sandbox())
 }
@@ -473,10 +490,11 @@ func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec)
 func (a *assembly) startPool(context.Context) error {
 	var kinds []sandbox.PoolKind
 	for _, p := range a.config.Pool {
-		kinds = append(kinds, sandbox.PoolKind{
-			Nesting: p.Sandbox, Size: p.Size,
-			Spec: sandbox.Spec{Image: p.Image, Limits: a.config.Limits.Default.Limits()},
-		})
+		spec := sandbox.Spec{Image: p.Image, Limits: a.config.Limits.Default.Limits()}
+		if p.Git && p.Image != a.config.SandboxImage {
+			spec.Toolbox = &sandbox.Toolbox{Image: a.config.SandboxImage}
+		}
+		kinds = append(kinds, sandbox.PoolKind{Nesting: p.Sandbox, Size: p.Size, Spec: spec})
 	}
 	start := func(ctx context.Context, n sandbox.Nesting, s sandbox.Spec) (sandbox.Sandbox, error) {
 		if err := a.disk.CheckRoom(); err != nil { // what room there is, is for jobs

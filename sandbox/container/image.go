@@ -70,7 +70,7 @@ func (f found) key() string { return f.namespace + "/" + f.digest.String() }
 func (i *images) get(ctx context.Context, ref string, how sandbox.Pull) (*image, error) {
 	f, err := i.find(ctx, ref, how)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", ref, err)
+		return nil, &imageError{ref, err}
 	}
 	i.mu.Lock()
 	have := i.unpacked[f.key()]
@@ -88,11 +88,20 @@ func (i *images) get(ctx context.Context, ref string, how sandbox.Pull) (*image,
 		return nil, context.Cause(ctx)
 	case r := <-result:
 		if r.Err != nil {
-			return nil, fmt.Errorf("image %q: %w", ref, r.Err)
+			return nil, &imageError{ref, r.Err}
 		}
 		return i.holdPulled(ctx, ref, how, r.Val.(*image))
 	}
 }
+
+// imageError is why an image cannot be had.
+type imageError struct {
+	ref string
+	err error
+}
+
+func (e *imageError) Error() string   { return fmt.Sprintf("image %q: %v", e.ref, e.err) }
+func (e *imageError) Unwrap() []error { return []error{sandbox.ErrImage, e.err} }
 
 // holdPulled holds an image that was just pulled, or gets it again should it have been removed since.
 func (i *images) holdPulled(ctx context.Context, ref string, how sandbox.Pull, pulled *image) (*image, error) {

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/initd"
@@ -32,6 +33,7 @@ const initTimeout = 10 * time.Second
 type member struct {
 	sb     *Sandbox
 	name   string
+	image  sandbox.ImageConfig // but for its environment
 	engine bool
 	rootfs string
 	env    []string
@@ -50,7 +52,7 @@ type member struct {
 // createMember makes one container in the sandbox up to where its first process would run.
 func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *image, env []string) (_ *member, err error) {
 	m := &member{
-		sb: sb, name: c.Name, engine: c.Engine,
+		sb: sb, name: c.Name, engine: c.Engine, image: imageConfig(c.Image, img.config),
 		rootfs: filepath.Join(sb.dir(), c.Name, "rootfs"),
 		env:    mergeEnv([]string{initd.DefaultPath}, img.config.Env, env),
 		dir:    img.config.WorkingDir,
@@ -82,7 +84,12 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 		"/etc/resolv.conf": filepath.Join(etc, "resolv.conf"),
 	}
 	for volume, path := range c.Volumes {
-		if binds[path], err = sb.disk.mkdir(filepath.Join("volumes", volume), base, 0o755); err != nil {
+		if binds[path], err = sb.volume(volume, c); err != nil {
+			return nil, err
+		}
+	}
+	if c.Name == mainMember && sb.tools != nil {
+		if err := sb.tools.mount(sb, binds); err != nil {
 			return nil, err
 		}
 	}
@@ -94,6 +101,9 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 		}
 	}
 	spec := specOf(m, sb.spec.ID, readonly, binds)
+	if c.Name == mainMember && sb.tools != nil {
+		sb.tools.describe(spec)
+	}
 
 	cctx, cancel := sb.d.uncancelled(ctx)
 	defer cancel()
@@ -118,6 +128,30 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 		}
 	}
 	return m, nil
+}
+
+// volume makes a directory of the disk that members share. What a job's own container has from its start is for all
+// users of the sandbox: images choose theirs, and they are all the job's.
+func (sb *Sandbox) volume(name string, c sandbox.Companion) (string, error) {
+	dir, err := sb.disk.mkdir(filepath.Join("volumes", name), sb.slot.base, 0o755)
+	if err == nil && c.Name == mainMember && !c.Engine {
+		err = os.Chmod(dir, 0o777)
+	}
+	return dir, err
+}
+
+func imageConfig(ref string, c ocispec.ImageConfig) sandbox.ImageConfig {
+	return sandbox.ImageConfig{
+		Reference: ref, Entrypoint: c.Entrypoint, Cmd: c.Cmd, User: c.User, Dir: c.WorkingDir,
+		Ports: slices.Sorted(maps.Keys(c.ExposedPorts)),
+	}
+}
+
+// ImageConfig is what the member's image says.
+func (m *member) ImageConfig() sandbox.ImageConfig {
+	c := m.image
+	c.Env = m.env
+	return c
 }
 
 // start starts the member's init and waits until it answers. On failure the member is removed.

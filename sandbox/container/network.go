@@ -88,9 +88,13 @@ table inet %[1]s {
 		ip daddr %[2]s ct state { established, related } accept
 		ip daddr %[2]s drop comment "nothing from outside opens a connection to a sandbox"
 	}
+	set reached {
+		type ipv4_addr . ipv4_addr . inet_service
+	}
 	chain input {
 		type filter hook input priority filter - 10; policy accept;
 		%[3]s
+		ip saddr . ip daddr . tcp dport @reached accept
 		ip saddr %[2]s ct state { established, related } accept
 		ip saddr %[2]s icmp type echo-request accept
 		ip saddr %[2]s drop comment "the machine's own services"

@@ -28,6 +28,7 @@ type Sandbox struct {
 	slot   *slot
 	disk   *disk
 	base   *base // nil if it has none
+	tools  *toolbox
 	cgroup cgroup
 	addr   netip.Addr
 	digest string // of the image of its own container
@@ -35,8 +36,10 @@ type Sandbox struct {
 	main *member
 
 	mu      sync.Mutex
-	members []*member // in the order they were started
-	images  []*image  // that are kept for them
+	hosts   map[string]string // beside its own
+	members []*member         // in the order they were started
+	images  []*image          // that are kept for them
+	reached []netip.AddrPort  // of the machine
 	closing chan struct{}
 	closed  error // once closing is closed
 	final   sandbox.Usage
@@ -46,6 +49,9 @@ var (
 	_ sandbox.Pod      = (*Sandbox)(nil)
 	_ sandbox.Dialer   = (*Sandbox)(nil)
 	_ sandbox.Listener = (*Sandbox)(nil)
+	_ sandbox.Imaged   = (*Sandbox)(nil)
+	_ sandbox.Named    = (*Sandbox)(nil)
+	_ sandbox.Reacher  = (*Sandbox)(nil)
 )
 
 // Start starts a sandbox on this machine; on is not used, since there is only one.
@@ -64,7 +70,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 		return nil, err
 	}
 	spec.Limits = d.withDefaults(spec.Limits)
-	sb := &Sandbox{d: d, spec: spec, cgroup: cgroup{h: d.cgroups, path: "/" + d.cfg.Name + "/" + spec.ID}}
+	sb := &Sandbox{d: d, spec: spec, hosts: maps.Clone(spec.Hosts), cgroup: cgroup{h: d.cgroups, path: "/" + d.cfg.Name + "/" + spec.ID}}
 	d.mu.Lock()
 	_, exists := d.live[spec.ID]
 	if !exists {
@@ -99,9 +105,8 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
-	images := make([]*image, len(spec.Companions))
-	for i, c := range spec.Companions {
-		prepare.Go(func() (err error) { images[i], err = sb.image(prepareCtx, c.Image, sandbox.Pull{}); return err })
+	if spec.Toolbox != nil {
+		prepare.Go(func() error { return sb.getToolbox(prepareCtx) })
 	}
 	if err := prepare.Wait(); err != nil {
 		return nil, err
@@ -118,13 +123,6 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if sb.main, err = sb.createMember(ctx, own, img, spec.Env); err != nil {
 		return nil, err
 	}
-	// The shim that the first container has brought serves the others.
-	companions := make([]*member, len(spec.Companions))
-	create, createCtx := errgroup.WithContext(ctx)
-	defer create.Wait()
-	for i, c := range spec.Companions {
-		create.Go(func() (err error) { companions[i], err = sb.createMember(createCtx, c, images[i], nil); return err })
-	}
 	if err := network.Wait(); err != nil {
 		return nil, err
 	}
@@ -137,16 +135,6 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	sb.disk.still.Lock()
 	defer sb.disk.still.Unlock()
 	if err := sb.main.start(ctx); err != nil {
-		return nil, err
-	}
-	if err := create.Wait(); err != nil {
-		return nil, err
-	}
-	start, startCtx := errgroup.WithContext(ctx)
-	for _, m := range companions {
-		start.Go(func() error { return m.start(startCtx) })
-	}
-	if err := start.Wait(); err != nil {
 		return nil, err
 	}
 	return sb, nil
@@ -215,11 +203,36 @@ func (sb *Sandbox) writeEtc() error {
 func (sb *Sandbox) writeHosts() error {
 	hosts := strings.Builder{}
 	fmt.Fprintf(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", sb.addr, sb.spec.ID)
-	for _, name := range slices.Sorted(maps.Keys(sb.spec.Hosts)) {
-		fmt.Fprintf(&hosts, "%s\t%s\n", sb.spec.Hosts[name], name)
+	for _, name := range slices.Sorted(maps.Keys(sb.hosts)) {
+		fmt.Fprintf(&hosts, "%s\t%s\n", sb.hosts[name], name)
 	}
 	return sb.writeEtcFile("hosts", hosts.String())
 }
+
+// AddHosts adds names to /etc/hosts. See sandbox.Named.
+func (sb *Sandbox) AddHosts(names map[string]string) error {
+	for name, address := range names {
+		if strings.Trim(strings.ToLower(name), "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" || name == "" {
+			return fmt.Errorf("%q is no name of a host", name)
+		}
+		if _, err := netip.ParseAddr(address); err != nil {
+			return fmt.Errorf("the address of %s: %w", name, err)
+		}
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.closing != nil {
+		return fmt.Errorf("sandbox %s is closed", sb.spec.ID)
+	}
+	if sb.hosts == nil {
+		sb.hosts = map[string]string{}
+	}
+	maps.Copy(sb.hosts, names)
+	return sb.writeHosts()
+}
+
+// ImageConfig is what the image of the sandbox's own container says.
+func (sb *Sandbox) ImageConfig() sandbox.ImageConfig { return sb.main.ImageConfig() }
 
 func (sb *Sandbox) writeEtcFile(name, text string) error {
 	file := filepath.Join(sb.disk.dir, "etc", name)
@@ -255,11 +268,11 @@ func (sb *Sandbox) Listen(ctx context.Context, network, address string) (*os.Fil
 
 // Add starts a companion.
 func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member, error) {
-	img, err := sb.image(ctx, c.Image, sandbox.Pull{})
+	img, err := sb.image(ctx, c.Image, c.Pull)
 	if err != nil {
 		return nil, err
 	}
-	m, err := sb.createMember(ctx, c, img, nil)
+	m, err := sb.createMember(ctx, c, img, c.Env)
 	if err != nil {
 		return nil, err
 	}
@@ -267,17 +280,6 @@ func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member
 		return nil, err
 	}
 	return m, nil
-}
-
-// Companion is a member that is not the sandbox's own container.
-func (sb *Sandbox) Companion(name string) (sandbox.Member, bool) {
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
-	i := slices.IndexFunc(sb.members, func(m *member) bool { return m.name == name && m != sb.main })
-	if i < 0 {
-		return nil, false
-	}
-	return sb.members[i], true
 }
 
 // SetLimits changes the limits of the running sandbox; those of its disk are what they were at its start.
@@ -337,6 +339,7 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	for i, m := range members {
 		all.Go(func() { removed[i] = m.remove(ctx) })
 	}
+	errs = append(errs, sb.unreach(ctx))
 	if sb.slot != nil {
 		sb.d.mu.Lock()
 		if sb.d.at[sb.addr] == sb.spec.ID {
@@ -349,6 +352,9 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	errs = append(errs, removed...)
 	if sb.base != nil {
 		errs = append(errs, sb.base.close())
+	}
+	if sb.tools != nil {
+		errs = append(errs, sb.tools.close())
 	}
 	if sb.disk != nil {
 		errs = append(errs, sb.disk.close())

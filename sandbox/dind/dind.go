@@ -206,7 +206,7 @@ func (e *engine) arguments() []string {
 	for _, registry := range e.cfg.Registries {
 		args = append(args, "--insecure-registry="+registry)
 	}
-	return args
+	return append(args, e.spec.EngineArgs...)
 }
 
 // Unwrap returns the sandbox that the engine is in, for its further abilities.

@@ -184,6 +184,7 @@ type Pool struct {
 	Sandbox sandbox.Nesting `yaml:"sandbox" doc:"The nesting, such as container or container/dind."`
 	Image   string          `yaml:"image" doc:"The image of the jobs. Empty: job_image."`
 	Size    int             `yaml:"size" doc:"How many are kept ready."`
+	Git     bool            `yaml:"git" doc:"Have git ready in each, whatever its image: jobs of GitLab get their sources with it."`
 }
 
 // Spare are sandboxes that are started ahead because jobs have asked for such.
