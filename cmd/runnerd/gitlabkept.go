@@ -6,14 +6,9 @@ import (
 	"io"
 
 	"github.com/runnerd/runnerd/cache"
-	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner"
 	gitlabjob "github.com/runnerd/runnerd/runner/gitlab/job"
 )
-
-func newArchiver(limits config.Cache) archiver {
-	return archiver{maxBytes: int64(limits.MaxEntry), maxFiles: limits.MaxFiles}
-}
 
 // newGitLabCaches makes the caches of a job of GitLab's, in its scope.
 func newGitLabCaches(store *cache.Store, uses uses) func(runner.Request) gitlabjob.CacheStore {
