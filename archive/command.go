@@ -13,12 +13,12 @@ import (
 const packs = "pack\n"
 
 // usage is what Command knows.
-var errUsage = errors.New("pack BYTES FILES [format=tar] [level=5] [exclude=GLOB]… [further=stdin] -- GLOB…, " +
+var errUsage = errors.New("pack BYTES FILES [format=tar] [level=5] [exclude=GLOB]… [further=stdin] [beneath=yes] -- GLOB…, " +
 	"extract BYTES FILES, or unzip BYTES FILES is needed")
 
 // Command is what the sandboxes' init does as "archive …", in a directory:
 //
-//	pack BYTES FILES [format=tar] [level=5] [exclude=GLOB]… [further=stdin] -- GLOB…
+//	pack BYTES FILES [format=tar] [level=5] [exclude=GLOB]… [further=stdin] [beneath=yes] -- GLOB…
 //	extract BYTES FILES   a tar of exactly so many bytes
 //	unzip BYTES FILES     a zip, of which so many bytes may come
 //
@@ -96,6 +96,8 @@ func packCommand(dir string, args []string, limits Limits, stdin io.Reader, stdo
 			s.Exclude = append(s.Exclude, value)
 		case "further":
 			s.Further = stdin
+		case "beneath":
+			s.Beneath, p.Beneath = true, true
 		default:
 			return sum, errUsage
 		}

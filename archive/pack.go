@@ -29,6 +29,8 @@ type Packing struct {
 	Format Format
 	Level  int // of the compression of Zip, 0 (none) to 9; Gzip's is fixed
 	Limits Limits
+	// Beneath is as in Selection.
+	Beneath bool
 }
 
 // Errors of Check.
@@ -68,7 +70,12 @@ func notRegular(name string) error {
 // meanwhile is packed as it was; one that shrinks is an error, where the format says sizes beforehand.
 func Pack(w io.Writer, dir string, names []string, p Packing) (Summary, error) {
 	out := bufio.NewWriterSize(w, 256<<10)
-	k := &packer{dir: dir, budget: budget{Limits: p.Limits}, buf: make([]byte, copySize)}
+	in, err := openPlace(dir, p.Beneath)
+	if err != nil {
+		return Summary{}, err
+	}
+	defer in.close()
+	k := &packer{in: in, budget: budget{Limits: p.Limits}, buf: make([]byte, copySize)}
 	switch p.Format {
 	case Tar:
 		k.to = &tarPack{w: tar.NewWriter(out)}
@@ -113,7 +120,7 @@ func (i *item) mode() fs.FileMode   { return fs.FileMode(i.Mode & 0o777) }
 func (i *item) modified() time.Time { return time.Unix(i.Mtim.Sec, 0) } // fractions would take another two blocks a file
 
 type packer struct {
-	dir    string
+	in     *place
 	to     output
 	budget budget
 	sum    Summary
@@ -122,9 +129,8 @@ type packer struct {
 
 // entry packs one name. What has vanished since it was listed is fs.ErrNotExist.
 func (p *packer) entry(name string) error {
-	full := path.Join(p.dir, name)
 	i := &item{name: name}
-	if err := unix.Lstat(full, &i.Stat_t); err != nil {
+	if err := p.in.lstat(name, &i.Stat_t); err != nil {
 		return &fs.PathError{Op: "pack", Path: name, Err: err}
 	}
 	kind := i.Mode & unix.S_IFMT
@@ -144,19 +150,18 @@ func (p *packer) entry(name string) error {
 	case unix.S_IFDIR:
 		return p.to.directory(i)
 	case unix.S_IFLNK:
-		target, err := os.Readlink(full)
+		target, err := os.Readlink(path.Join(p.in.dir, name))
 		if err != nil {
 			return err
 		}
 		p.sum.Files++
 		return p.to.symlink(i, target)
 	}
-	return p.file(i, full)
+	return p.file(i)
 }
 
-func (p *packer) file(i *item, full string) error {
-	// O_NONBLOCK: by now it may be a FIFO.
-	fd, err := unix.Open(full, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func (p *packer) file(i *item) error {
+	fd, err := p.in.open(i.name, unix.O_RDONLY|unix.O_NONBLOCK) // by now it may be a FIFO
 	if err != nil {
 		return &fs.PathError{Op: "pack", Path: i.name, Err: err}
 	}

@@ -25,6 +25,9 @@ type Selection struct {
 	Exclude []string
 	// Further has more names, each ended by a NUL, as git ls-files -z lists them; nil: none. Of a directory only itself.
 	Further io.Reader
+	// Beneath takes names that links lead out of the directory for such that are not there. It is for who may read more
+	// than those who have made the links.
+	Beneath bool
 }
 
 // Found is what a Selection means.
@@ -49,7 +52,12 @@ func (f Found) Git() bool {
 
 // Select finds what a Selection means. Of the Limits only Entries counts.
 func Select(dir string, s Selection, limits Limits) (Found, error) {
-	f := &finder{dir: dir, budget: budget{Limits: limits}, next: 1000}
+	in, err := openPlace(dir, s.Beneath)
+	if err != nil {
+		return Found{}, err
+	}
+	defer in.close()
+	f := &finder{in: in, dir: dir, budget: budget{Limits: limits}, next: 1000}
 	f.found.Excluded = make([]Match, len(s.Exclude))
 	for i, pattern := range s.Exclude {
 		rel, err := Within(dir, pattern)
@@ -75,6 +83,7 @@ func Select(dir string, s Selection, limits Limits) (Found, error) {
 }
 
 type finder struct {
+	in      *place
 	dir     string
 	exclude []string
 	budget  budget
@@ -134,7 +143,7 @@ func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(e
 // tree adds one name and all below it.
 func (f *finder) tree(name string) (n int64, err error) {
 	var st unix.Stat_t
-	if err := unix.Lstat(path.Join(f.dir, name), &st); err != nil {
+	if err := f.in.lstat(name, &st); err != nil {
 		return 0, &fs.PathError{Op: "pack", Path: name, Err: err}
 	}
 	return f.below(name, st.Mode&unix.S_IFMT == unix.S_IFDIR)
@@ -212,7 +221,7 @@ func (f *finder) further(r io.Reader) error {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Lstat(path.Join(f.dir, name), &st) != nil {
+		if f.in.lstat(name, &st) != nil {
 			continue
 		}
 		n, err := f.add(name)

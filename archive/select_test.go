@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -93,6 +94,42 @@ func TestSelectLimits(t *testing.T) {
 		_, err := Select(root, Selection{Patterns: strings.Fields(c.patterns), Further: bytes.NewReader([]byte(c.further))}, Limits{Entries: c.most})
 		if (err == nil) != c.ok || c.most > 0 && !c.ok && !errors.Is(err, ErrTooLarge) {
 			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+// TestBeneath holds that who may read more reads nothing through links that lead out, whether they were there when the
+// files were selected or have come since; without Beneath they lead where they lead.
+func TestBeneath(t *testing.T) {
+	base := tree(t, "secret/key", "top secret", "in/real/f", "fine", "in/inside", "->real", "in/up", "->../secret", "in/late/key", "innocent")
+	root := base + "/in"
+	if err := os.Symlink(base+"/secret", root+"/abs"); err != nil {
+		t.Fatal(err)
+	}
+	s := Selection{Patterns: strings.Fields("up/key abs/key abs/* inside/f late/key up abs"), Further: strings.NewReader("up/key\x00")}
+	for beneath, want := range map[bool]string{true: "abs inside/f late/key up", false: "abs abs/key inside/f late/key up up/key"} {
+		s.Beneath, s.Further = beneath, strings.NewReader("up/key\x00")
+		found, err := Select(root, s, Limits{})
+		if got := strings.Join(found.Names, " "); err != nil || got != want {
+			t.Errorf("%v: %s, %v", beneath, got, err)
+		}
+		if err := os.RemoveAll(root + "/late"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("../secret", root+"/late"); err != nil {
+			t.Fatal(err)
+		}
+		for _, format := range []Format{Tar, Zip} {
+			var out bytes.Buffer
+			if _, err := Pack(&out, root, found.Names, Packing{Format: format, Beneath: beneath}); err != nil {
+				t.Error(err)
+			}
+			if leaks := bytes.Contains(out.Bytes(), []byte("top secret")); leaks == beneath {
+				t.Errorf("%s, beneath %v: the secret is in it: %v", format, beneath, leaks)
+			}
+		}
+		if err := errors.Join(os.Remove(root+"/late"), os.Mkdir(root+"/late", 0o755), os.WriteFile(root+"/late/key", nil, 0o644)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

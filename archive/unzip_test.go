@@ -73,14 +73,14 @@ type rawZip struct {
 
 // rawEntry is one of its entries, which may lie about everything.
 type rawEntry struct {
-	name                   string
-	flags, method          uint16
-	crc                    uint32
-	packed, size           uint32
-	external               uint32
-	extra                  []byte
-	offset                 uint32
-	versionMadeBy, comment uint16
+	name          string
+	flags, method uint16
+	crc           uint32
+	packed, size  uint32
+	external      uint32
+	extra         []byte
+	offset        uint32
+	comment       uint16
 }
 
 func little(values ...any) []byte {

@@ -45,7 +45,7 @@ func TestArchiveInSandbox(t *testing.T) {
 	const look = `find . -mindepth 1 -printf '%p %M %l %TY-%Tm-%Td\n' | sort; find . -type f -exec cat {} +`
 	script(`mkdir -p /work/from/dist/sub /work/to && cd /work/from && echo one >dist/a && head -c 3000000 /dev/zero >dist/sub/zeros && ln -s a dist/l && chmod 755 dist/a &&
 		echo log >x.log && mkfifo dist/fifo && touch -d 2001-02-03 dist/a && chown 1000 /work/to`)
-	code, zipped, said := archive("/work/from", "0:0", "x.log\x00", "pack", "10000000", "100", "format=zip", "level=5", "exclude=dist/sub", "further=stdin", "--", "dist/", "../../etc/passwd")
+	code, zipped, said := archive("/work/from", "0:0", "x.log\x00", "pack", "10000000", "100", "format=zip", "level=5", "exclude=dist/sub", "further=stdin", "beneath=yes", "--", "dist/", "../../etc/passwd")
 	if code != 0 || !strings.Contains(said, "path 5\n") || !strings.Contains(said, "further 1\nfound 6 0\npack\n4 3000008 1 0\n") || len(zipped) > 10_000 {
 		t.Fatalf("%d %q, %d bytes", code, said, len(zipped))
 	}

@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	"github.com/runnerd/runnerd/cache"
+	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	gitlabjob "github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/container"
@@ -20,6 +21,10 @@ import (
 // archiver packs and extracts files of a job, inside its sandbox, by the sandbox's init (archive.Command): no path of a
 // job's is resolved outside. It is a job.Archiver, of all kinds of jobs.
 type archiver struct{ maxBytes, maxFiles int64 }
+
+func newArchiver(limits config.Cache) archiver {
+	return archiver{maxBytes: int64(limits.MaxEntry), maxFiles: limits.MaxFiles}
+}
 
 // counts are what the init says that it has packed or extracted. It is the job's word, and for people only.
 type counts struct{ files, bytes, skipped, git int64 }
@@ -61,6 +66,9 @@ func (a archiver) pack(ctx context.Context, on sandbox.Host, s gitlabjob.Selecti
 	}
 	if s.Untracked != nil {
 		args = append(args, "further=stdin")
+	}
+	if s.Beneath {
+		args = append(args, "beneath=yes")
 	}
 	args = append(append(args, "--"), s.Paths...)
 	r, w, err := cache.Pipe()

@@ -4,24 +4,16 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/runnerd/runnerd/cache"
-	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/runner"
 	gitlabjob "github.com/runnerd/runnerd/runner/gitlab/job"
-	"github.com/runnerd/runnerd/scope"
 )
 
-func newArchiver(limits config.Cache) archiver {
-	return archiver{maxBytes: int64(limits.MaxEntry), maxFiles: limits.MaxFiles}
-}
-
-// gitlabKept is what a job of GitLab's keeps things with, as far as it is not the job's own.
-func gitlabKept(store *cache.Store, limits config.Cache, uses uses, of scope.Scope, job string) gitlabjob.Kept {
-	return gitlabjob.Kept{
-		Archiver:     newArchiver(limits),
-		Caches:       gitlabCaches{keptCaches{store, uses, of, job}},
-		CacheTimeout: time.Duration(limits.Timeout),
+// newGitLabCaches makes the caches of a job of GitLab's, in its scope.
+func newGitLabCaches(store *cache.Store, uses uses) func(runner.Request) gitlabjob.CacheStore {
+	return func(r runner.Request) gitlabjob.CacheStore {
+		return gitlabCaches{keptCaches{store, uses, r.Scope, r.ID}}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/runnerd/runnerd/cache"
 	"github.com/runnerd/runnerd/cmd/runnerd/config"
+	"github.com/runnerd/runnerd/runner"
 	gitlabjob "github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 	"github.com/runnerd/runnerd/sandbox"
@@ -134,7 +135,8 @@ func newKeptBench(t *testing.T) *keptBench {
 // in makes it a job of a trust.
 func (b *keptBench) in(trust scope.Trust) {
 	limits := config.Cache{MaxEntry: 1 << 20, MaxFiles: 100, Timeout: config.Duration(20 * time.Second)}
-	b.Kept = gitlabKept(b.store, limits, b.uses, scope.Scope{Forge: "gitlab.example.com", Project: "g/p", Trust: trust}, "gitlab-7-abcd")
+	r := runner.Request{ID: "gitlab-7-abcd", Scope: scope.Scope{Forge: "gitlab.example.com", Project: "g/p", Trust: trust}}
+	b.Kept = gitlabjob.Kept{Archiver: newArchiver(limits), Caches: newGitLabCaches(b.store, b.uses)(r), CacheTimeout: time.Duration(limits.Timeout)}
 	b.On, b.Helper, b.Dir, b.JobID, b.JobName, b.Ref = b.host, gitHost{b.host}, b.host.dir, 7, "job", "main"
 	b.Variables, b.Forge = b.vars, b.forge
 	b.Say = func(line string) { b.said = append(b.said, line) }

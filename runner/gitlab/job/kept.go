@@ -103,8 +103,10 @@ type Selection struct {
 	Paths, Exclude []string
 	// Untracked are further names, each ended by a NUL; nil: none.
 	Untracked io.Reader
-	Format    Format
-	Level     int // of the compression of FormatZip, 0 (none) to 9
+	// Beneath takes what links lead to out of Dir for what is not there: User may read more than who has made them.
+	Beneath bool
+	Format  Format
+	Level   int // of the compression of FormatZip, 0 (none) to 9
 }
 
 // Packing is files that are being packed. Read returns io.EOF only if all were; its error wraps *PackError if the job's

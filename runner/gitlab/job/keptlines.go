@@ -42,6 +42,8 @@ func (k *Kept) line(l level, text string, fields ...field) {
 	k.Say(out)
 }
 
-func (k *Kept) info(format string, args ...any)  { k.line(infoLevel(), fmt.Sprintf(format, args...)) }
-func (k *Kept) warn(format string, args ...any)  { k.line(warnLevel(), fmt.Sprintf(format, args...)) }
+func (k *Kept) info(format string, args ...any) { k.line(infoLevel(), fmt.Sprintf(format, args...)) }
+
+func (k *Kept) warn(format string, args ...any) { k.line(warnLevel(), fmt.Sprintf(format, args...)) }
+
 func (k *Kept) fatal(format string, args ...any) { k.line(fatalLevel(), fmt.Sprintf(format, args...)) }

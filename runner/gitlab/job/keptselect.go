@@ -12,12 +12,13 @@ import (
 	"github.com/runnerd/runnerd/sandbox"
 )
 
-// packUser is as whom files are packed: as gitlab-runner's helper, which reads what scripts have made as others.
+// packUser is as whom files are packed: as gitlab-runner's helper, which reads what scripts have made as others, but not
+// what links lead to outside of the project.
 const packUser = "0:0"
 
 // pack begins to pack what paths and exclude match, and what git does not track.
 func (k *Kept) pack(ctx context.Context, s Selection, untracked bool) (Packing, error) {
-	s.Dir, s.User = k.Dir, packUser
+	s.Dir, s.User, s.Beneath = k.Dir, packUser, true
 	if !untracked {
 		return k.Archiver.Pack(ctx, k.On, s)
 	}
