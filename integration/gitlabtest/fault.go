@@ -196,7 +196,13 @@ func (f *faults) serve(s *Server, e Endpoint, w http.ResponseWriter, r *http.Req
 	s.spoil(r, fault)
 	if fault.Slow > 0 {
 		r.Body = slowBody{r.Context(), r.Body, time.Duration(fault.Slow)}
-		w = &slowWriter{ResponseWriter: w, ctx: r.Context(), d: time.Duration(fault.Slow)}
+		slow := &slowWriter{ResponseWriter: w, ctx: r.Context(), d: time.Duration(fault.Slow)}
+		w = slow
+		if e != Download && e != Git && e != Store && fault.Drop == "" { // small answers, which are given with the lock held
+			held := &held{ResponseWriter: slow, status: http.StatusOK}
+			defer held.send()
+			w = held
+		}
 	}
 	switch {
 	case fault.Drop == Before:
@@ -307,6 +313,21 @@ func stateOf(r *http.Request) string {
 	var v struct{ State string }
 	_ = json.Unmarshal(body, &v) // what is no JSON has no state; the handler says so
 	return v.State
+}
+
+// held keeps an answer until the handler is done.
+type held struct {
+	http.ResponseWriter
+	status int
+	body   bytes.Buffer
+}
+
+func (h *held) WriteHeader(status int)      { h.status = status }
+func (h *held) Write(p []byte) (int, error) { return h.body.Write(p) }
+
+func (h *held) send() {
+	h.ResponseWriter.WriteHeader(h.status)
+	_, _ = h.ResponseWriter.Write(h.body.Bytes()) // a client that is gone hears nothing
 }
 
 // deaf takes an answer that nobody will get.
