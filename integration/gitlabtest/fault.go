@@ -54,9 +54,11 @@ type Fault struct {
 	ResetTime  Duration `json:"reset_time,omitempty"`
 	// Range is put into the header Range of the answer.
 	Range string `json:"range,omitempty"`
-	// Lose makes the server forget the job's trace first; Revoke, the runner's or job's token.
-	Lose   bool `json:"lose,omitempty"`
-	Revoke bool `json:"revoke,omitempty"`
+	// Lose makes the server forget the job's trace first; Revoke, the runner's or job's token. LogLimit ends the job as
+	// one whose trace is too large.
+	Lose     bool `json:"lose,omitempty"`
+	Revoke   bool `json:"revoke,omitempty"`
+	LogLimit bool `json:"log_limit,omitempty"`
 }
 
 // Drop is when a connection is closed.
@@ -262,6 +264,9 @@ func (s *Server) spoil(r *http.Request, fault *Fault) {
 	j := s.jobOf(r)
 	if fault.Lose && j != nil {
 		j.lose()
+	}
+	if fault.LogLimit && j != nil && !j.Status.Ended() {
+		s.end(j, Failed, traceTooLarge, 0)
 	}
 	if !fault.Revoke {
 		return
