@@ -116,7 +116,7 @@ func (c *call) redirectUpload(in uploadRequest) string {
 func (s *Server) sign(o *object) string {
 	id := random(16)
 	s.objects[id] = o
-	return s.URL + "/objects/" + id
+	return s.storeURL + "/objects/" + id
 }
 
 // checkUpload compares an upload with what the job was to leave. The lock is held.

@@ -54,9 +54,11 @@ type Fault struct {
 	ResetTime  Duration `json:"reset_time,omitempty"`
 	// Range is put into the header Range of the answer.
 	Range string `json:"range,omitempty"`
-	// Lose makes the server forget the job's trace first; Revoke, the runner's or job's token.
-	Lose   bool `json:"lose,omitempty"`
-	Revoke bool `json:"revoke,omitempty"`
+	// Lose makes the server forget the job's trace first; Revoke, the runner's or job's token. LogLimit ends the job as
+	// one whose trace is too large.
+	Lose     bool `json:"lose,omitempty"`
+	Revoke   bool `json:"revoke,omitempty"`
+	LogLimit bool `json:"log_limit,omitempty"`
 }
 
 // Drop is when a connection is closed.
@@ -196,7 +198,13 @@ func (f *faults) serve(s *Server, e Endpoint, w http.ResponseWriter, r *http.Req
 	s.spoil(r, fault)
 	if fault.Slow > 0 {
 		r.Body = slowBody{r.Context(), r.Body, time.Duration(fault.Slow)}
-		w = &slowWriter{ResponseWriter: w, ctx: r.Context(), d: time.Duration(fault.Slow)}
+		slow := &slowWriter{ResponseWriter: w, ctx: r.Context(), d: time.Duration(fault.Slow)}
+		w = slow
+		if e != Download && e != Git && e != Store && fault.Drop == "" { // small answers, which are given with the lock held
+			held := &held{ResponseWriter: slow, status: http.StatusOK}
+			defer held.send()
+			w = held
+		}
 	}
 	switch {
 	case fault.Drop == Before:
@@ -257,6 +265,9 @@ func (s *Server) spoil(r *http.Request, fault *Fault) {
 	if fault.Lose && j != nil {
 		j.lose()
 	}
+	if fault.LogLimit && j != nil && !j.Status.Ended() {
+		s.end(j, Failed, traceTooLarge, 0)
+	}
 	if !fault.Revoke {
 		return
 	}
@@ -307,6 +318,21 @@ func stateOf(r *http.Request) string {
 	var v struct{ State string }
 	_ = json.Unmarshal(body, &v) // what is no JSON has no state; the handler says so
 	return v.State
+}
+
+// held keeps an answer until the handler is done.
+type held struct {
+	http.ResponseWriter
+	status int
+	body   bytes.Buffer
+}
+
+func (h *held) WriteHeader(status int)      { h.status = status }
+func (h *held) Write(p []byte) (int, error) { return h.body.Write(p) }
+
+func (h *held) send() {
+	h.ResponseWriter.WriteHeader(h.status)
+	_, _ = h.ResponseWriter.Write(h.body.Bytes()) // a client that is gone hears nothing
 }
 
 // deaf takes an answer that nobody will get.

@@ -127,6 +127,12 @@ func TestOtherFaults(t *testing.T) {
 		}
 		faulty(t, s, Fault{On: PatchTrace, Slow: Duration(time.Second), Delay: Duration(time.Minute)})
 		began := time.Now()
+		go func() {
+			for range 70 {
+				time.Sleep(time.Second)
+				_ = s.Jobs() // a slow answer keeps nobody else waiting
+			}
+		}()
 		want(t, a.patch(j, 0, strings.Repeat("x", 4096)), http.StatusAccepted)
 		if took := time.Since(began); took < time.Minute+4*time.Second {
 			t.Errorf("in %v", took)
@@ -136,6 +142,13 @@ func TestOtherFaults(t *testing.T) {
 			t.Errorf("%d %v", r.StatusCode, r.Header)
 		}
 		clean(t, s)
+		other := s.Offer(spec.Job{})
+		faulty(t, s, Fault{On: PatchTrace, LogLimit: true, Count: 1})
+		limited := a.take()
+		want(t, a.patch(limited, 0, "x"), http.StatusForbidden)
+		if got, _ := s.Job(other.ID); got.FailureReason != traceTooLarge {
+			t.Errorf("%+v", got)
+		}
 		faulty(t, s, Fault{On: PatchTrace, Revoke: true, Count: 1})
 		want(t, a.patch(j, 4096, "x"), http.StatusForbidden)
 		faulty(t, s, Fault{On: Request, Revoke: true, Count: 1})

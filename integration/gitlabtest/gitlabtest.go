@@ -88,7 +88,7 @@ type Redirect string
 const (
 	Direct Redirect = "" // this server
 	// Objects is an object store, by 307 to a signed address: it must not see a token of GitLab's. Downloads are
-	// redirected only for direct_download=true.
+	// redirected only for direct_download=true. It is another host than GitLab's: a port of its own.
 	Objects Redirect = "objects"
 	// Node is another node of this GitLab: the same path, by 307, and it wants the token.
 	Node Redirect = "node"
@@ -117,6 +117,7 @@ type Server struct {
 	URL string
 
 	o        Options
+	storeURL string // of the object store
 	mux      *http.ServeMux
 	patterns map[string]Endpoint // by the mux's pattern
 	faults   *faults
@@ -190,8 +191,34 @@ func New(o Options) (*Server, error) {
 		s.URL = defaulted(s.URL, "http://"+s.listener.Addr().String())
 		s.serving.Go(func() { _ = s.http.Serve(s.listener) })
 	}
+	if err := s.openStore(); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for the object store: %w", err), s.Close())
+	}
 	s.serving.Go(func() { _ = s.http.Serve(s.memory) })
 	return s, nil
+}
+
+// openStore gives the object store a host of its own.
+func (s *Server) openStore() error {
+	if s.listener == nil {
+		scheme, host, _ := strings.Cut(s.URL, "://")
+		s.storeURL = scheme + "://objects." + host
+		return nil
+	}
+	if s.o.Uploads != Objects && s.o.Downloads != Objects {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(s.listener.Addr().String())
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return err
+	}
+	s.storeURL = "http://" + l.Addr().String()
+	s.serving.Go(func() { _ = s.http.Serve(l) })
+	return nil
 }
 
 // Close ends the requests under way, and removes what the server made. It is safe to call twice.

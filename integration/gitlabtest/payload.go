@@ -74,7 +74,7 @@ func (s *Server) fill(j *job, r *runner) spec.Job {
 		}
 	}
 	out.RunnerInfo.Timeout = s.timeout(j, r)
-	out.RunnerInfo.RunnerUUID = strconv.FormatInt(r.ID, 10)
+	out.RunnerInfo.RunnerUUID = r.UUID
 	out.Features.TraceSections = true
 	out.Features.TokenMaskPrefixes = append(slices.Clone(out.Features.TokenMaskPrefixes), s.o.MaskPrefixes...)
 	if out.Features.FailureReasons == nil {

@@ -1,7 +1,6 @@
 package gitlabtest
 
 import (
-	"cmp"
 	"fmt"
 	"net/http"
 	"slices"
@@ -15,6 +14,7 @@ import (
 // Runner is what is known of a runner.
 type Runner struct {
 	ID          int64    `json:"id"`
+	UUID        string   `json:"uuid"`
 	Description string   `json:"description,omitempty"`
 	Tags        []string `json:"tags,omitempty"`
 	RunUntagged bool     `json:"run_untagged"`
@@ -52,7 +52,7 @@ func (s *Server) AddRunner(tags ...string) string {
 }
 
 func (s *Server) addRunner(r *runner) {
-	r.ID, r.Managers = int64(len(s.runners)+1), map[string]*Manager{}
+	r.ID, r.UUID, r.Managers = int64(len(s.runners)+1), newUUID(), map[string]*Manager{}
 	r.Expires = s.expiry()
 	s.runners = append(s.runners, r)
 }
@@ -63,6 +63,12 @@ func (s *Server) newRunnerToken(created bool) string {
 		return "glrt-" + random(10)
 	}
 	return "glrtr-" + random(10)
+}
+
+// newUUID is a random one, RFC 9562.
+func newUUID() string {
+	id := random(16)
+	return fmt.Sprintf("%s-%s-4%s-8%s-%s", id[:8], id[8:12], id[13:16], id[17:20], id[20:])
 }
 
 func (s *Server) expiry() time.Time {
@@ -308,13 +314,18 @@ func (c *call) resetTokenOf() {
 	}
 	id, _ := strconv.ParseInt(c.r.PathValue("id"), 10, 64)
 	c.s.mu.Lock()
-	i, found := slices.BinarySearchFunc(c.s.runners, id, func(r *runner, id int64) int { return cmp.Compare(r.ID, id) })
+	var found *runner
+	for _, r := range c.s.runners {
+		if r.ID == id {
+			found = r
+		}
+	}
 	c.s.mu.Unlock()
-	if !found {
+	if found == nil {
 		c.error(http.StatusNotFound, "404 Not Found")
 		return
 	}
-	c.reset(c.s.runners[i])
+	c.reset(found)
 }
 
 func (c *call) reset(r *runner) {

@@ -271,9 +271,14 @@ func TestRuntimeEnvironmentKey(t *testing.T) {
 
 // TestListens is the server on a real port, and that it goes away.
 func TestListens(t *testing.T) {
-	s, err := New(Options{})
+	s, err := New(Options{Uploads: Objects})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if store, err := http.Get(s.storeURL + "/objects/none"); err != nil || store.StatusCode != http.StatusForbidden || s.storeURL == s.URL {
+		t.Errorf("the object store: %v %v", store, err)
+	} else {
+		_ = store.Body.Close()
 	}
 	res, err := http.Get(s.URL)
 	if err != nil {

@@ -17,6 +17,9 @@ var contentRange = regexp.MustCompile(`^(\d+)-(\d+)$`)
 // patchLimit is how large one patch may be, in bytes; gitlab-runner sends at most 1 MiB.
 const patchLimit = 16 << 20
 
+// traceTooLarge is GitLab's own reason for a job's end.
+const traceTooLarge = "trace_size_exceeded"
+
 // patchTrace appends to a job's trace.
 func (c *call) patchTrace() {
 	token := c.r.Header.Get(jobToken)
@@ -91,7 +94,7 @@ func (c *call) append(j *job, body []byte, debug bool) {
 	j.corrected = false
 	end := start + len(body)
 	if int64(end) > c.s.o.TraceLimit {
-		c.s.end(j, Failed, "trace_size_exceeded", 0)
+		c.s.end(j, Failed, traceTooLarge, 0)
 		c.answered(func() { j.toldEnd = true })
 		c.error(http.StatusForbidden, "403 Forbidden")
 		return

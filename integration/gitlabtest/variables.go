@@ -1,8 +1,10 @@
 package gitlabtest
 
 import (
+	"maps"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -165,10 +167,8 @@ func (s *Server) jobVariables(j *job, r *runner) []spec.Variable {
 		}
 	}
 	l = append(l, s.o.Variables...)
-	for _, v := range j.def.Variables { // the order is the parser's; a map has none
-		if value, ok := p.given[v.Key]; ok {
-			l = append(l, spec.Variable{Key: v.Key, Value: value})
-		}
+	for _, key := range slices.Sorted(maps.Keys(p.given)) {
+		l = append(l, spec.Variable{Key: key, Value: p.given[key]})
 	}
 	return l
 }

@@ -170,7 +170,7 @@ type GitInfo struct {
 // RunnerInfo says how long the job may take, in seconds.
 type RunnerInfo struct {
 	Timeout     int    `json:"timeout"`
-	RunnerUUID  string `json:"runner_uuid,omitempty"`
+	RunnerUUID  string `json:"uuid,omitempty"`
 	RunnerToken string `json:"runner_token,omitempty"`
 }
 
