@@ -167,7 +167,7 @@ func (a *Admission) fill() {
 	for e := a.queue.Front(); e != nil; e = next {
 		next = e.Next()
 		w := e.Value.(*waiter)
-		kind, lack := a.lack(w.need)
+		lack := a.lack(w.need)
 		switch {
 		case impatient != nil && lack == "":
 			w.say(WaitTurn, fmt.Sprintf("waiting for its turn: job %s has waited longer and needs more", impatient.id))
@@ -179,7 +179,7 @@ func (a *Admission) fill() {
 			w.in = true
 			w.wake()
 		default:
-			w.say(kind, lack)
+			w.say(a.lacking(w.need), lack)
 			if impatient == nil && now.Sub(w.since) >= Patience {
 				impatient = w
 			}
@@ -187,22 +187,36 @@ func (a *Admission) fill() {
 	}
 }
 
+// lacking is what there is too little of for need; empty: nothing. a.mu is held.
+func (a *Admission) lacking(need Capacity) WaitKind {
+	c, h := a.capacity, a.held
+	switch {
+	case h.Memory+need.Memory > c.Memory:
+		return WaitMemory
+	case h.CPU+need.CPU > c.CPU:
+		return WaitCPU
+	case h.Jobs+need.Jobs > c.Jobs:
+		return WaitJobs
+	}
+	return ""
+}
+
 // lack says what is missing for need, or nothing. a.mu is held.
-func (a *Admission) lack(need Capacity) (WaitKind, string) {
+func (a *Admission) lack(need Capacity) string {
 	c, h := a.capacity, a.held
 	holders := strconv.Itoa(h.Jobs) + " jobs hold"
 	if h.Jobs == 1 {
 		holders = "1 job holds"
 	}
-	switch {
-	case h.Memory+need.Memory > c.Memory:
-		return WaitMemory, fmt.Sprintf("waiting for %s of memory: %s %s", bytesText(need.Memory), holders, ofText(h.Memory, c.Memory))
-	case h.CPU+need.CPU > c.CPU:
-		return WaitCPU, fmt.Sprintf("waiting for %s: %s %s of %s", cpuText(need.CPU), holders, coresText(h.CPU), cpuText(c.CPU))
-	case h.Jobs+need.Jobs > c.Jobs:
-		return WaitJobs, fmt.Sprintf("waiting for a place: %d of %d jobs run (capacity.jobs)", h.Jobs, c.Jobs)
+	switch a.lacking(need) {
+	case WaitMemory:
+		return fmt.Sprintf("waiting for %s of memory: %s %s", bytesText(need.Memory), holders, ofText(h.Memory, c.Memory))
+	case WaitCPU:
+		return fmt.Sprintf("waiting for %s: %s %s of %s", cpuText(need.CPU), holders, coresText(h.CPU), cpuText(c.CPU))
+	case WaitJobs:
+		return fmt.Sprintf("waiting for a place: %d of %d jobs run (capacity.jobs)", h.Jobs, c.Jobs)
 	}
-	return "", ""
+	return ""
 }
 
 func (w *waiter) say(kind WaitKind, reason string) {
