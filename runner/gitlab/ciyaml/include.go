@@ -66,7 +66,7 @@ func (p *parser) read(file string) ([]byte, error) {
 	f, err := p.fsys.Open(file)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, errors.New("Local file `" + file + "` does not exist!") //nolint:staticcheck // GitLab's words
+			return nil, errors.New("Local file `" + file + "` does not exist!")
 		}
 		return nil, err
 	}
