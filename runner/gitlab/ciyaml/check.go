@@ -56,7 +56,7 @@ func (p *parser) check(definitions []*definition, stages []string) {
 				continue
 			}
 			for _, n := range d.needs.jobs {
-				graph[i.name] = append(graph[i.name], n.expand(byName)...)
+				graph[i.name] = append(graph[i.name], n.expand(byName, i)...)
 			}
 		}
 	}
@@ -93,17 +93,22 @@ func (p *parser) checkNeeds(d *definition, n *needs, at int, groups map[string][
 		p.fail(n.at, "%s: one job can only need %d others, but you have listed %d. See needs keyword documentation for more details", d.name, maxNeeds, len(n.jobs))
 		return
 	}
-	seen := map[string]bool{}
 	for _, need := range n.jobs {
 		p.exists(d, need, "need", at, groups, stage)
-		for _, name := range need.expand(groups) {
-			if seen[name] {
-				p.fail(need.at, "%s has the following needs duplicated: %s.", d.name, name)
+	}
+	for _, i := range d.instances {
+		seen := map[string]bool{}
+		for _, need := range n.jobs {
+			names := need.expand(groups, i)
+			for _, name := range names {
+				if seen[name] {
+					p.fail(need.at, "%s has the following needs duplicated: %s.", d.name, name)
+				}
+				seen[name] = true
 			}
-			seen[name] = true
-		}
-		if need.matrix != nil && len(groups[need.Job]) > 0 && len(need.expand(groups)) == 0 {
-			p.fail(need.at, "%s job: no job of %s has the values of needs:parallel:matrix", d.name, need.Job)
+			if len(names) == 0 && need.matrix != nil && !need.Optional && len(groups[need.Job]) > 0 {
+				p.fail(need.at, "%s job: no job of %s has the values of needs:parallel:matrix", i.name, need.Job)
+			}
 		}
 	}
 }
@@ -125,7 +130,9 @@ func (p *parser) checkDependencies(d *definition, at int, groups map[string][]*i
 		if d.needs == nil {
 			continue
 		}
-		if !slices.ContainsFunc(d.needs.jobs, func(n need) bool { return n.Job == dep.Job || slices.Contains(n.expand(groups), dep.Job) }) {
+		if !slices.ContainsFunc(d.needs.jobs, func(n need) bool {
+			return n.Job == dep.Job || slices.ContainsFunc(d.instances, func(i *instance) bool { return slices.Contains(n.expand(groups, i), dep.Job) })
+		}) {
 			p.fail(dep.at, "jobs:%s dependencies the %s should be part of needs", d.name, dep.Job)
 		}
 	}

@@ -4,10 +4,10 @@ package ciyaml
 func (p *parser) link(pl *Pipeline, definitions []*definition) {
 	byName := groups(definitions)
 	in, elsewhere, at := map[string]bool{}, map[string]bool{}, map[string]place{}
-	defined := map[string]*definition{}
+	defined, made := map[string]*definition{}, map[string]*instance{}
 	for _, d := range definitions {
 		for _, i := range d.instances {
-			elsewhere[i.name], at[i.name], defined[i.name] = d.elsewhere != "", d.at, d
+			elsewhere[i.name], at[i.name], defined[i.name], made[i.name] = d.elsewhere != "", d.at, d, i
 		}
 	}
 	var order []string
@@ -19,7 +19,7 @@ func (p *parser) link(pl *Pipeline, definitions []*definition) {
 	for _, j := range pl.Jobs {
 		if j.needs != nil {
 			for _, n := range j.needs.jobs {
-				for _, name := range n.expand(byName) {
+				for _, name := range n.expand(byName, made[j.Name]) {
 					switch {
 					case in[name]:
 						j.Needs = append(j.Needs, Need{name, n.Artifacts, n.Optional})
@@ -42,7 +42,7 @@ func (p *parser) link(pl *Pipeline, definitions []*definition) {
 func (p *Pipeline) dependencies(j *Job, d *definition, groups map[string][]*instance) []string {
 	named := map[string]bool{}
 	for _, dep := range d.dependencies {
-		for _, name := range dep.expand(groups) {
+		for _, name := range dep.expand(groups, nil) {
 			named[name] = true
 		}
 	}
