@@ -47,6 +47,9 @@ func (a *app) execCommand() *cobra.Command {
   runnerd exec .gitlab-ci.yml test
   runnerd exec 'build: [linux, amd64]' --only`,
 		Args: cobra.ArbitraryArgs,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return completeExec(cmd.Context(), f, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return a.exec(cmd.Context(), f, args) },
 	}
 	flags := cmd.Flags()
@@ -136,6 +139,29 @@ func execArgs(args []string) (file string, jobs []string) {
 		}
 	}
 	return pipelineFile, args
+}
+
+// completeExec offers the names of jobs, and files where none is given.
+func completeExec(ctx context.Context, f execFlags, args []string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	file, _ := execArgs(args)
+	p, err := openProject(ctx, file, f)
+	if err != nil {
+		return []cobra.Completion{"yml", "yaml"}, cobra.ShellCompDirectiveFilterFileExt
+	}
+	defer func() { _ = p.close() }()
+	o, err := p.options(ctx, f, nil)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, err := ciyaml.Parse(p.fs(), p.file, o)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []cobra.Completion
+	for _, j := range all.Jobs {
+		names = append(names, j.Name)
+	}
+	return names, cobra.ShellCompDirectiveDefault
 }
 
 // own takes from the jobs the variables that were for their rules only: the server makes those itself, of the commit

@@ -97,6 +97,11 @@ func (a *app) execPipeline(ctx context.Context, p *project, part *ciyaml.Pipelin
 		return err
 	}
 	result.Excluded, result.Warnings = part.Excluded, part.Warnings
+	if f.verbose {
+		for _, v := range server.Violations() {
+			a.say(false, "the daemon broke GitLab's protocol: %s", v)
+		}
+	}
 	return a.execResult(result, f)
 }
 

@@ -277,6 +277,16 @@ func TestExecList(t *testing.T) {
 	}
 }
 
+func TestExecCompletes(t *testing.T) {
+	dir := projectWith(t, map[string]string{".gitlab-ci.yml": execPipelineFile})
+	t.Chdir(dir)
+	var out buffer
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &out}
+	if code := a.execute(t.Context(), []string{"__complete", "exec", ""}); code != 0 || !strings.HasPrefix(out.String(), "build\nunit\nflaky\nlint\ndeploy\n") {
+		t.Errorf("%d %s", code, out.String())
+	}
+}
+
 func TestExecErrors(t *testing.T) {
 	dir := projectWith(t, map[string]string{
 		".gitlab-ci.yml": execPipelineFile, "bad.yml": "a: {scirpt: a}", "none.yml": "a: {script: a, rules: [{when: never}]}",

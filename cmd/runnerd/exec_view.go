@@ -55,13 +55,13 @@ func (v *traceView) Write(p []byte) (int, error) {
 		if i < 0 && len(v.partial) < maxViewLine {
 			return len(p), nil
 		}
-		line := v.partial
-		if i >= 0 {
-			line, v.partial = v.partial[:i], v.partial[i+1:]
-		} else {
-			line, v.partial = v.partial[:maxViewLine], v.partial[maxViewLine:]
+		end, next := i, i+1
+		if i < 0 || i > maxViewLine {
+			end, next = maxViewLine, maxViewLine
 		}
-		if err := v.line(string(line)); err != nil {
+		line := string(v.partial[:end])
+		v.partial = v.partial[next:]
+		if err := v.line(line); err != nil {
 			return 0, err
 		}
 	}
