@@ -37,6 +37,12 @@ func (f *fakeForge) enter(ctx context.Context) (func(), error) {
 	return f.mu.Unlock, err
 }
 
+func (f *fakeForge) renewed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.resets
+}
+
 func (f *fakeForge) expires() string {
 	if f.life == 0 {
 		return ""
@@ -268,33 +274,35 @@ func TestTokensAreRenewedInTime(t *testing.T) {
 		go func() { defer close(done); e.KeepTokens(ctx) }()
 
 		time.Sleep(6*time.Hour - time.Minute)
-		if synctest.Wait(); f.resets != 0 {
+		if synctest.Wait(); f.renewed() != 0 {
 			t.Error("too early")
 		}
+		f.mu.Lock()
 		f.err = &StatusError{Status: 502}
+		f.mu.Unlock()
 		time.Sleep(90 * time.Second)
-		if synctest.Wait(); f.resets != 0 {
+		if synctest.Wait(); f.renewed() != 0 {
 			t.Error("the first try has failed")
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		r, err := e.Runners.Get("n")
-		if err != nil || f.resets != 1 || r.Token != "glrt-t1_renewed-1" || time.Until(r.TokenExpires) < 7*time.Hour {
-			t.Errorf("%d %+v %v", f.resets, r, err)
+		if err != nil || f.renewed() != 1 || r.Token != "glrt-t1_renewed-1" || time.Until(r.TokenExpires) < 7*time.Hour {
+			t.Errorf("%d %+v %v", f.renewed(), r, err)
 		}
 		time.Sleep(30 * time.Hour) // each 6 h
-		if synctest.Wait(); f.resets != 6 {
-			t.Errorf("renewed %d times", f.resets)
+		if synctest.Wait(); f.renewed() != 6 {
+			t.Errorf("renewed %d times", f.renewed())
 		}
 		f.mu.Lock()
 		f.life = time.Nanosecond // GitLab's clock is wrong
 		f.mu.Unlock()
 		time.Sleep(6 * time.Hour)
 		synctest.Wait()
-		before := f.resets
+		before := f.renewed()
 		time.Sleep(time.Hour)
-		if synctest.Wait(); f.resets-before > 61 {
-			t.Errorf("renewed %d times in an hour", f.resets-before)
+		if synctest.Wait(); f.renewed()-before > 61 {
+			t.Errorf("renewed %d times in an hour", f.renewed()-before)
 		}
 		stop()
 		<-done
