@@ -92,7 +92,7 @@ func (f *fakeForge) Unregister(ctx context.Context, token string) error {
 	if err != nil {
 		return err
 	}
-	if IsAuthenticationToken(token) {
+	if isCreated(token) {
 		f.t.Error("a runner that was made in GitLab is removed there")
 	}
 	_, err = f.know(token)
@@ -106,7 +106,7 @@ func (f *fakeForge) UnregisterManager(ctx context.Context, token, systemID strin
 	if err != nil {
 		return err
 	}
-	if !IsAuthenticationToken(token) {
+	if !isCreated(token) {
 		f.t.Error("a legacy runner has no managers")
 	}
 	_, err = f.know(token)
@@ -172,6 +172,30 @@ func TestRegisterWithARegistrationToken(t *testing.T) {
 	}
 	if err := e.Unregister(t.Context(), "old", false); err != nil || f.runners["made-token-1"] != 0 {
 		t.Errorf("%v %v", err, f.runners)
+	}
+}
+
+// A GitLab may have a prefix of its own before all tokens: taken for a legacy token, one would be registered, and the
+// whole runner would go with one machine of it.
+func TestTokensWithAnInstancePrefix(t *testing.T) {
+	f := newForge(t)
+	e := newEnrolment(t, f)
+	for token, own := range map[string]bool{"glrt-x": true, "acmeglrt-x": true, "acme-glrt-t1_x": true, "glrtr-x": true, "GR1348941x": false, "abcdefgh": false, "glpat-x": false} {
+		if IsAuthenticationToken(token) != own {
+			t.Errorf("%s: %v", token, !own)
+		}
+	}
+	for name, token := range map[string]string{"created": "acme-" + testToken, "registered": "glrtr-abcdefghijklmnopqrst"} {
+		f.runners[token] = 5
+		if _, err := e.Register(t.Context(), Registration{Name: name, URL: "https://gitlab.example.com", Token: token}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Unregister(t.Context(), name, false); err != nil {
+			t.Error(err)
+		}
+		if left := f.runners[token] != 0; left != (name == "created") {
+			t.Errorf("%s: the runner is there: %v", name, left)
+		}
 	}
 }
 
