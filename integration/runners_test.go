@@ -91,7 +91,8 @@ func TestRunnersOfADaemon(t *testing.T) {
 	var states []string
 	for _, e := range events {
 		states = append(states, e.State)
-		if e.State != "queued" && e.State != "finished" && !strings.Contains(d.log.String(), `msg="job state" component=runner job=`+job+" source=script project=default state="+e.State) {
+		line := "job=" + job + " source=script project=default state=" + e.State
+		if !strings.Contains(d.log.String(), line) {
 			t.Errorf("the log does not have the state %s", e.State)
 		}
 	}

@@ -189,7 +189,7 @@ func (e *Enrolment) leave(ctx context.Context, r Registration) error {
 	if err != nil {
 		return err
 	}
-	if IsAuthenticationToken(r.Token) {
+	if isCreated(r.Token) {
 		err = forge.UnregisterManager(ctx, r.Token, r.SystemID)
 	} else {
 		err = forge.Unregister(ctx, r.Token)

@@ -37,6 +37,12 @@ func (f *fakeForge) enter(ctx context.Context) (func(), error) {
 	return f.mu.Unlock, err
 }
 
+func (f *fakeForge) renewed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.resets
+}
+
 func (f *fakeForge) expires() string {
 	if f.life == 0 {
 		return ""
@@ -86,7 +92,7 @@ func (f *fakeForge) Unregister(ctx context.Context, token string) error {
 	if err != nil {
 		return err
 	}
-	if IsAuthenticationToken(token) {
+	if isCreated(token) {
 		f.t.Error("a runner that was made in GitLab is removed there")
 	}
 	_, err = f.know(token)
@@ -100,7 +106,7 @@ func (f *fakeForge) UnregisterManager(ctx context.Context, token, systemID strin
 	if err != nil {
 		return err
 	}
-	if !IsAuthenticationToken(token) {
+	if !isCreated(token) {
 		f.t.Error("a legacy runner has no managers")
 	}
 	_, err = f.know(token)
@@ -166,6 +172,30 @@ func TestRegisterWithARegistrationToken(t *testing.T) {
 	}
 	if err := e.Unregister(t.Context(), "old", false); err != nil || f.runners["made-token-1"] != 0 {
 		t.Errorf("%v %v", err, f.runners)
+	}
+}
+
+// A GitLab may have a prefix of its own before all tokens: taken for a legacy token, one would be registered, and the
+// whole runner would go with one machine of it.
+func TestTokensWithAnInstancePrefix(t *testing.T) {
+	f := newForge(t)
+	e := newEnrolment(t, f)
+	for token, own := range map[string]bool{"glrt-x": true, "acmeglrt-x": true, "acme-glrt-t1_x": true, "glrtr-x": true, "GR1348941x": false, "abcdefgh": false, "glpat-x": false} {
+		if IsAuthenticationToken(token) != own {
+			t.Errorf("%s: %v", token, !own)
+		}
+	}
+	for name, token := range map[string]string{"created": "acme-" + testToken, "registered": "glrtr-abcdefghijklmnopqrst"} {
+		f.runners[token] = 5
+		if _, err := e.Register(t.Context(), Registration{Name: name, URL: "https://gitlab.example.com", Token: token}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Unregister(t.Context(), name, false); err != nil {
+			t.Error(err)
+		}
+		if left := f.runners[token] != 0; left != (name == "created") {
+			t.Errorf("%s: the runner is there: %v", name, left)
+		}
 	}
 }
 
@@ -268,33 +298,35 @@ func TestTokensAreRenewedInTime(t *testing.T) {
 		go func() { defer close(done); e.KeepTokens(ctx) }()
 
 		time.Sleep(6*time.Hour - time.Minute)
-		if synctest.Wait(); f.resets != 0 {
+		if synctest.Wait(); f.renewed() != 0 {
 			t.Error("too early")
 		}
+		f.mu.Lock()
 		f.err = &StatusError{Status: 502}
+		f.mu.Unlock()
 		time.Sleep(90 * time.Second)
-		if synctest.Wait(); f.resets != 0 {
+		if synctest.Wait(); f.renewed() != 0 {
 			t.Error("the first try has failed")
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		r, err := e.Runners.Get("n")
-		if err != nil || f.resets != 1 || r.Token != "glrt-t1_renewed-1" || time.Until(r.TokenExpires) < 7*time.Hour {
-			t.Errorf("%d %+v %v", f.resets, r, err)
+		if err != nil || f.renewed() != 1 || r.Token != "glrt-t1_renewed-1" || time.Until(r.TokenExpires) < 7*time.Hour {
+			t.Errorf("%d %+v %v", f.renewed(), r, err)
 		}
 		time.Sleep(30 * time.Hour) // each 6 h
-		if synctest.Wait(); f.resets != 6 {
-			t.Errorf("renewed %d times", f.resets)
+		if synctest.Wait(); f.renewed() != 6 {
+			t.Errorf("renewed %d times", f.renewed())
 		}
 		f.mu.Lock()
 		f.life = time.Nanosecond // GitLab's clock is wrong
 		f.mu.Unlock()
 		time.Sleep(6 * time.Hour)
 		synctest.Wait()
-		before := f.resets
+		before := f.renewed()
 		time.Sleep(time.Hour)
-		if synctest.Wait(); f.resets-before > 61 {
-			t.Errorf("renewed %d times in an hour", f.resets-before)
+		if synctest.Wait(); f.renewed()-before > 61 {
+			t.Errorf("renewed %d times in an hour", f.renewed()-before)
 		}
 		stop()
 		<-done

@@ -38,6 +38,15 @@ WHEN OLD.state <> NEW.state OR OLD.detail <> NEW.detail AND NEW.state = 'waiting
 END;
 `
 
+// say logs the changes of state that the runner does not see: of jobs that wait here, and that end without their turn.
+func (q *Queue) say(i Info) {
+	detail := i.Detail
+	if i.Result != nil {
+		detail = string(i.Result.Outcome) + ": " + i.Result.Message
+	}
+	q.cfg.Log.Info("job state", "job", i.ID, "source", i.Kind, "project", i.Scope.String(), "state", i.State, "detail", detail)
+}
+
 // Events returns the changes of a job's state, the first one first. The error wraps ErrNotFound if there is no such job.
 func (q *Queue) Events(ctx context.Context, id string) ([]Event, error) {
 	rows, err := q.reader.QueryContext(ctx, "SELECT at, events.state, events.detail FROM events JOIN jobs USING (seq) WHERE id = ? ORDER BY events.rowid", id)

@@ -3,7 +3,9 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +72,25 @@ func TestEvents(t *testing.T) {
 	var left int
 	if err := q.reader.QueryRow("SELECT count(*) FROM events").Scan(&left); err != nil || left != 3 {
 		t.Errorf("%d events are left, want those of b: %v", left, err)
+	}
+}
+
+func TestStatesAreLogged(t *testing.T) {
+	var log strings.Builder
+	c := config(t, t.TempDir())
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	q := open(t, c)
+	submit(t, q, "a")
+	if err := q.Cancel(t.Context(), "a", "nobody wants it"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`msg="job state" job=a source=script project=p state=queued detail=""`,
+		`msg="job state" job=a source=script project=p state=finished detail="cancelled: nobody wants it"`,
+	} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("%s is missing in:\n%s", want, log.String())
+		}
 	}
 }
 

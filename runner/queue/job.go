@@ -81,6 +81,8 @@ func (j *job) Finish(ctx context.Context, r runner.Result) error {
 	}
 	if j.log != nil {
 		_ = j.log.Close()
+	} else {
+		q.say(info)
 	}
 
 	q.mu.Lock()

@@ -59,6 +59,7 @@ func (q *Queue) recover(ctx context.Context) error {
 		if err := writeResult(ctx, tx, e.seq, e.info); err != nil {
 			return fmt.Errorf("write the result of job %s: %w", e.info.ID, err)
 		}
+		q.say(e.info)
 	}
 	for _, statement := range []string{"DELETE FROM river_job", "UPDATE jobs SET state = 'queued', detail = '' WHERE state <> 'finished'"} {
 		if _, err := tx.ExecContext(ctx, statement); err != nil {

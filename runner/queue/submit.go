@@ -52,6 +52,9 @@ func (q *Queue) Submit(ctx context.Context, requests []runner.Request, secrets m
 		}
 		return fmt.Errorf("%s: %w", what, explain(err))
 	}
+	for _, j := range jobs {
+		q.say(j.info)
+	}
 	q.mu.Lock()
 	for _, j := range jobs {
 		q.jobs[j.info.ID] = j

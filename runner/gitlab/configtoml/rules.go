@@ -40,7 +40,7 @@ func sections() []section {
 		{"labels", Ignored, "labels of gitlab-runner's own metrics and logs"},
 		{"machine", Ignored, "runnerd starts no machines"},
 		{"experimental", Ignored, "it is for gitlab-runner's usage log; see 'runnerd events' and metrics.address"},
-		{"session_server", Ignored, "what web terminals need is not taken over from gitlab-runner"},
+		{"session_server", Ignored, "web terminals are not offered"},
 	}
 }
 
