@@ -36,7 +36,7 @@ func enrolInfo() spec.Info {
 	v := versionInfo()
 	return spec.Info{
 		Name: "runnerd", Version: v.Version, Platform: runtime.GOOS, Architecture: runtime.GOARCH,
-		Executor: gitlab.DefaultExecutor, Shell: "bash",
+		Executor: gitlab.DefaultExecutor, Shell: "bash", Features: gitlab.Features(),
 	}
 }
 

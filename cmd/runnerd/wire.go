@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/runnerd/runnerd/budget"
@@ -66,6 +67,7 @@ type assembly struct {
 	queue    *queue.Queue
 	ledger   *ledger.Ledger
 	share    *sharing
+	gitlab   *gitlab.Manager
 	runner   *runner.Runner
 	server   *api.Server
 
@@ -84,7 +86,7 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 			err = errors.Join(err, a.close(cleanup))
 		}
 	}()
-	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startLedger, a.startCache, a.startQueue, a.startRunner, a.startDisk, a.startPool, a.startEnrolment, a.startMetrics, a.startAPI} {
+	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders, a.startLedger, a.startCache, a.startQueue, a.startRunner, a.startDisk, a.startPool, a.startEnrolment, a.startGitLab, a.startMetrics, a.startAPI} {
 		if err := start(ctx); err != nil {
 			return nil, err
 		}
@@ -94,11 +96,20 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 	}
 	return &daemon{
 		Serve: a.server.Serve,
-		Run:   func(ctx context.Context) error { return a.runner.Run(ctx, a.metrics.Source(a.queue)) },
+		Run:   a.run,
 		Drain: a.server.Drain,
 		Abort: a.abort,
 		Close: a.close,
 	}, nil
+}
+
+// run runs the jobs of all sources until ctx ends.
+func (a *assembly) run(ctx context.Context) error {
+	sources, ctx := errgroup.WithContext(ctx)
+	sources.Go(func() error { return a.runner.Run(ctx, a.metrics.Source(a.queue)) })
+	sources.Go(func() error { return a.gitlab.Run(ctx) })
+	sources.Go(func() error { return a.runner.Run(ctx, a.metrics.Source(a.gitlab)) })
+	return sources.Wait()
 }
 
 func (a *assembly) later(undo func(ctx context.Context) error) { a.undo = append(a.undo, undo) }
