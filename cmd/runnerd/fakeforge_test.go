@@ -95,7 +95,7 @@ func (f *fakeForge) known(w http.ResponseWriter, token string) int64 {
 
 func (f *fakeForge) verify(w http.ResponseWriter, r *http.Request) {
 	v := read(f, r, verifyToken)
-	if v.Info == nil || v.Info.Name != "runnerd" || v.SystemID == "" {
+	if v.Info == nil || v.Info.Name != "runnerd" || !v.Info.Features.CancelGracefully || v.SystemID == "" {
 		f.t.Errorf("verify says not who asks: %+v", v)
 	}
 	if id := f.known(w, v.Token); id != 0 {

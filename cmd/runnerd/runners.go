@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -140,7 +142,7 @@ func (a *app) verify(ctx context.Context, c *client.Client, all []api.Runner, re
 		var problem *client.Problem
 		if err != nil {
 			v.Error = err.Error()
-			v.Refused = errors.As(err, &problem) && problem.Status == 403
+			v.Refused = errors.As(err, &problem) && problem.Status == http.StatusForbidden
 		}
 		if v.Refused && remove {
 			if err := c.Unregister(ctx, r.Name, true); err != nil {
@@ -208,7 +210,7 @@ registration token is removed. Jobs that run go on to their end.`,
 			for _, name := range args {
 				err := c.Unregister(cmd.Context(), name, keep)
 				var problem *client.Problem
-				if errors.As(err, &problem) && problem.Status == 502 {
+				if errors.As(err, &problem) && slices.Contains([]int{http.StatusGone, http.StatusUnprocessableEntity, http.StatusBadGateway}, problem.Status) {
 					err = fmt.Errorf("%w; or give --keep-on-server", err)
 				}
 				if err != nil {

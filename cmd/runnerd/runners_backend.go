@@ -31,7 +31,8 @@ func forgeOf(info spec.Info, observe func(gitlab.Registration, gitlab.Call)) fun
 	}
 }
 
-// enrolInfo is what a forge is told of this runner when it is enrolled.
+// enrolInfo is what a forge is told of this runner when it is enrolled. GitLab keeps the features that it is told of
+// first for the better part of an hour, so all are said.
 func enrolInfo() spec.Info {
 	v := versionInfo()
 	return spec.Info{

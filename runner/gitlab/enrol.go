@@ -68,9 +68,13 @@ func (e *Enrolment) Register(ctx context.Context, r Registration, with *spec.Reg
 	if with != nil {
 		request := *with
 		request.Token = r.Token
-		got, err = forge.Register(ctx, request)
+		made, cancel := once(ctx)
+		got, err = forge.Register(made, request)
+		cancel()
 	} else {
-		got, err = forge.Verify(ctx, r.Token, r.SystemID)
+		asking, cancel := context.WithTimeout(ctx, askTimeout)
+		got, err = forge.Verify(asking, r.Token, r.SystemID)
+		cancel()
 	}
 	if err != nil {
 		return r, e.explain("register", r, err)
@@ -90,9 +94,17 @@ func (e *Enrolment) Register(ctx context.Context, r Registration, with *spec.Reg
 	return r, nil
 }
 
+// askTimeout bounds what a forge may take to answer: a bit less than who asks us waits.
+const askTimeout = 50 * time.Second
+
+// once is a context for what the forge does once: cut off in its midst, its answer, with the only token, would be lost.
+func once(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+}
+
 // undo removes a runner that was made a moment ago.
 func (e *Enrolment) undo(ctx context.Context, forge Forge, r Registration) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	ctx, cancel := once(ctx)
 	defer cancel()
 	if err := forge.Unregister(ctx, r.Token); err != nil {
 		return fmt.Errorf("runner %d is left at %s: remove it there: %w", r.ID, r.URL, err)
@@ -147,7 +159,9 @@ func (e *Enrolment) Verify(ctx context.Context, name string) (Registration, erro
 	if err != nil {
 		return r, err
 	}
-	got, err := forge.Verify(ctx, r.Token, r.SystemID)
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	got, err := forge.Verify(asking, r.Token, r.SystemID)
 	e.Contacts.Met(name, err)
 	if err != nil {
 		return r, e.explain("verify", r, err)
@@ -189,6 +203,8 @@ func (e *Enrolment) leave(ctx context.Context, r Registration) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	if isCreated(r.Token) {
 		err = forge.UnregisterManager(ctx, r.Token, r.SystemID)
 	} else {
@@ -221,7 +237,12 @@ func (e *Enrolment) Rotate(ctx context.Context, name string) (Registration, erro
 	if err != nil {
 		return r, err
 	}
-	got, err := forge.ResetToken(ctx, r.Token)
+	if ctx.Err() != nil {
+		return r, context.Cause(ctx)
+	}
+	resetting, cancel := once(ctx)
+	defer cancel()
+	got, err := forge.ResetToken(resetting, r.Token)
 	e.Contacts.Met(name, err)
 	if err == nil && got.Token == "" {
 		err = errors.New("the forge gave no token")

@@ -24,6 +24,7 @@ type fakeForge struct {
 	life     time.Duration // of tokens; 0: for ever
 	err      error         // of the next call
 	resets   int
+	during   func() // is called in the midst of a call
 }
 
 func newForge(t *testing.T) *fakeForge {
@@ -32,6 +33,9 @@ func newForge(t *testing.T) *fakeForge {
 
 func (f *fakeForge) enter(ctx context.Context) (func(), error) {
 	f.mu.Lock()
+	if f.during != nil {
+		f.during()
+	}
 	err := errors.Join(f.err, ctx.Err())
 	f.err = nil
 	return f.mu.Unlock, err
@@ -331,6 +335,30 @@ func TestTokensAreRenewedInTime(t *testing.T) {
 		stop()
 		<-done
 	})
+}
+
+// Who asks may go, and the daemon may be stopped: the answer, which has the only token, must not be lost.
+func TestTokensAreNotLostWhenTheirReaderGoes(t *testing.T) {
+	f := newForge(t)
+	e := newEnrolment(t, f)
+	if err := e.Runners.Add(Registration{Name: "n", URL: "https://gitlab.example.com", Token: testToken}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	f.during = cancel
+	if _, err := e.Rotate(ctx, "n"); err != nil {
+		t.Error(err)
+	}
+	if r, _ := e.Runners.Get("n"); f.runners[r.Token] == 0 {
+		t.Error("the token is lost")
+	}
+	if _, err := e.Rotate(ctx, "n"); !errors.Is(err, context.Canceled) || f.resets != 1 {
+		t.Errorf("nobody waits for another one: %v", err)
+	}
+	ctx, f.during = context.WithCancel(t.Context())
+	if r, err := e.Register(ctx, Registration{Name: "old", URL: "https://gitlab.example.com", Token: "GR1348941registration"}, &spec.RegisterRequest{}); err != nil || f.runners[r.Token] == 0 {
+		t.Errorf("%+v %v", r, err)
+	}
 }
 
 func TestContacts(t *testing.T) {

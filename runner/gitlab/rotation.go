@@ -11,7 +11,6 @@ import (
 const (
 	rotationRetryMin = time.Minute
 	rotationRetryMax = time.Hour
-	rotationTimeout  = time.Minute
 )
 
 // RotationDue is when a token should be renewed; zero: never.
@@ -73,9 +72,7 @@ type retry struct {
 
 // renew renews one token and returns when it is due again.
 func (e *Enrolment) renew(ctx context.Context, r Registration, waits map[string]retry) (due time.Time) {
-	asking, cancel := context.WithTimeout(ctx, rotationTimeout)
-	defer cancel()
-	fresh, err := e.Rotate(asking, r.Name)
+	fresh, err := e.Rotate(ctx, r.Name)
 	if err == nil { // a token that is due at once is no reason to hurry
 		waits[r.Name] = retry{token: fresh.Token, at: time.Now().Add(rotationRetryMin)}
 		return waits[r.Name].at
