@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -89,6 +90,12 @@ func projectPath(dir string) string {
 		name = "project"
 	}
 	return "local-" + hex.EncodeToString(sum[:4]) + "/" + name
+}
+
+// address is where the server of a project listens: below the ports that the kernel gives away.
+func (p *project) address() string {
+	sum := sha256.Sum256([]byte(p.path))
+	return fmt.Sprintf("127.0.0.1:%d", 20000+binary.BigEndian.Uint16(sum[:])%10000)
 }
 
 // refs finds out which branch this is, and which the default one.

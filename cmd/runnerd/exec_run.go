@@ -61,10 +61,7 @@ func (a *app) execPipeline(ctx context.Context, p *project, part *ciyaml.Pipelin
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	server, err := gitlabtest.New(gitlabtest.Options{
-		Project:    gitlabtest.Project{Path: p.path, DefaultBranch: p.defaultBranch},
-		IgnoreTags: true, LongPoll: 20 * time.Second, UpdateInterval: time.Second,
-	})
+	server, err := execServer(p)
 	if err != nil {
 		return err
 	}
@@ -103,6 +100,22 @@ func (a *app) execPipeline(ctx context.Context, p *project, part *ciyaml.Pipelin
 		}
 	}
 	return a.execResult(result, f)
+}
+
+// execServer starts the server of a project, at the same address each time if that is free: what jobs keep belongs to
+// a project of a forge, and a forge is known by its address.
+func execServer(p *project) (*gitlabtest.Server, error) {
+	o := gitlabtest.Options{
+		Project:    gitlabtest.Project{Path: p.path, DefaultBranch: p.defaultBranch},
+		IgnoreTags: true, LongPoll: 20 * time.Second, UpdateInterval: time.Second,
+		Listen: p.address(),
+	}
+	s, err := gitlabtest.New(o)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		o.Listen = ""
+		s, err = gitlabtest.New(o)
+	}
+	return s, err
 }
 
 // follow shows the traces until the pipeline has ended, or nothing of it runs any more.

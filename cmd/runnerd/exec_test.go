@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -221,6 +222,25 @@ deploy: {stage: deploy, script: echo d, when: manual, needs: [test]}
 	}
 	if j := o.Jobs[len(o.Jobs)-1]; len(o.Jobs) != 1 || j.ExitCode != 7 || j.Tries != 2 || j.FailureReason != "script_failure" {
 		t.Errorf("%+v", o.Jobs)
+	}
+}
+
+// TestExecAddress runs twice: what jobs keep would not be found at another address. One that is taken is no hindrance.
+func TestExecAddress(t *testing.T) {
+	dir := projectWith(t, map[string]string{".gitlab-ci.yml": "a: {script: echo $CI_SERVER_URL}"})
+	_, first, _, r := execFor(t, dir)
+	_, second, _, again := execFor(t, dir)
+	if r.asked[0].URL != again.asked[0].URL {
+		t.Errorf("%s, then %s:\n%s%s", r.asked[0].URL, again.asked[0].URL, first, second)
+	}
+	l, err := net.Listen("tcp", strings.TrimPrefix(r.asked[0].URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	code, _, errs, r := execFor(t, dir)
+	if code != 0 || r.asked[0].URL == again.asked[0].URL {
+		t.Errorf("%d %s: %s", code, r.asked[0].URL, errs)
 	}
 }
 

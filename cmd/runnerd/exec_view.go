@@ -21,6 +21,8 @@ type traceView struct {
 	sections []section
 	held     []string // the last lines that were not shown
 	scripted bool     // the script has begun
+	begun    bool     // there was a line
+	stamped  bool     // lines begin with the time
 }
 
 type section struct {
@@ -42,6 +44,9 @@ const (
 
 var (
 	sectionMark = regexp.MustCompile("section_(start|end):[0-9]+:([A-Za-z0-9._-]+)(\\[[^\\]\r\n]*\\])?\r(?:\x1b\\[0K)?")
+	// lineStamp is what gitlab-runner writes before each line: the time, the stream's number, O or E, and + if the line
+	// before goes on (common/buildlogger/internal/timestamper.go).
+	lineStamp = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z [0-9a-f]{2}[OE][ +]`)
 	// What a terminal would obey: colours alone are left.
 	escapes   = regexp.MustCompile("\x1b(?:\\[[0-9;:<=>?]*[ -/]*[@-~]|\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|[@-Z\\\\^_])")
 	onlyColor = regexp.MustCompile("^\x1b\\[[0-9;:]*m$")
@@ -90,6 +95,14 @@ func (v *traceView) end(failed bool) error {
 // line shows one line: what is between the marks of sections in it.
 func (v *traceView) line(line string) error {
 	marked := false
+	stamp := lineStamp.FindString(line)
+	if !v.begun {
+		v.begun, v.stamped = true, stamp != ""
+	}
+	if v.stamped {
+		line = line[len(stamp):]
+		marked = strings.HasSuffix(stamp, "+") // the rest of a line, which may be nothing
+	}
 	for {
 		m := sectionMark.FindStringSubmatchIndex(line)
 		if m == nil {

@@ -91,6 +91,26 @@ func TestTraceViewFailure(t *testing.T) {
 	}
 }
 
+// TestTraceViewStamps has a trace whose lines begin with the time.
+func TestTraceViewStamps(t *testing.T) {
+	const stamp = "2026-11-24T19:49:25.644195Z 01O"
+	var out bytes.Buffer
+	v := traceView{w: &out}
+	_, _ = v.Write([]byte(stamp + " Running\n" + stamp + " section_start:1:get_sources\r\x1b[0K\n" + stamp + "+Sources\n" + stamp + " hidden\n" +
+		stamp + " section_end:1:get_sources\r\x1b[0K\n" + stamp + "+section_start:1:step_script\r\x1b[0K\n" + stamp + "+Script\n" +
+		"2026-11-24T19:49:25.644195Z 02E error\n" + stamp + " \n" + stamp + " end"))
+	_ = v.end(false)
+	if want := "Running\nSources\nScript\nerror\n\nend\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+	out.Reset()
+	v = traceView{w: &out}
+	_, _ = v.Write([]byte("no stamp\n" + stamp + " but one in the log\n"))
+	if want := "no stamp\n" + stamp + " but one in the log\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
 func TestTraceViewLongLine(t *testing.T) {
 	var out bytes.Buffer
 	v := traceView{w: &out}
