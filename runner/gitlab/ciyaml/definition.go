@@ -1,7 +1,6 @@
 package ciyaml
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -44,66 +43,6 @@ var (
 	}, defaultKeys...)
 	whens = []string{"on_success", "on_failure", "always", "manual", "delayed"}
 )
-
-// defaults gives what jobs have unless they say otherwise.
-func (p *parser) defaults(root *node) *node {
-	given := root.get("default")
-	if given == nil {
-		given = newMapping(root.at, nil)
-	}
-	if given.kind != mapping {
-		p.fail(given.at, "default config should be a hash, but is %s", given.kind)
-		return newMapping(root.at, nil)
-	}
-	p.known(given, "default", defaultKeys...)
-	fields := slices.Clone(given.fields)
-	for _, key := range globalKeys {
-		f := root.field(key)
-		switch {
-		case f == nil:
-		case given.get(key) != nil:
-			p.fail(f.at, "%s is defined in top-level and `default:` entry", key)
-		default:
-			fields = append(fields, *f)
-		}
-	}
-	return newMapping(given.at, fields)
-}
-
-// withDefaults adds to a job what it inherits.
-func (p *parser) withDefaults(name string, n, defaults *node) *node {
-	inherit := p.inherit(n.get("inherit").get("default"), "jobs:"+name+":inherit:default", defaultKeys)
-	fields := slices.Clone(n.fields)
-	for _, f := range defaults.fields {
-		if n.get(f.key) != nil || !inherit(f.key) {
-			continue
-		}
-		if i, null := n.index[f.key]; null {
-			fields[i] = f
-		} else {
-			fields = append(fields, f)
-		}
-	}
-	return newMapping(n.at, fields)
-}
-
-// inherit reads true, false, or a list of names; n may be nil.
-func (p *parser) inherit(n *node, what string, names []string) func(string) bool {
-	switch {
-	case n == nil:
-		return func(string) bool { return true }
-	case n.kind == list:
-		allowed := p.strs(n, what)
-		for _, a := range allowed {
-			if names != nil && !slices.Contains(names, a) {
-				p.fail(n.at, "%s config contains unknown values: %s%s", what, a, suggest(a, names))
-			}
-		}
-		return func(name string) bool { return slices.Contains(allowed, name) }
-	}
-	all := p.boolean(n, what)
-	return func(string) bool { return all }
-}
 
 // define reads a job.
 func (p *parser) define(f field, defaults *node, global []variable) *definition {
@@ -209,91 +148,6 @@ func (p *parser) order(d *definition, what string) {
 	}
 	d.job.ResourceGroup = p.str(n.get("resource_group"), what+" resource_group")
 	d.job.Tags = p.strs(n.get("tags"), what+" tags")
-}
-
-// behaviour reads what becomes of a job that fails, or takes long.
-func (p *parser) behaviour(d *definition, what string) {
-	n := d.node
-	switch f := n.field("allow_failure"); {
-	case f == nil:
-		d.job.AllowFailure.Always = d.job.When == "manual"
-	case f.value.kind == mapping:
-		p.known(f.value, what+":allow_failure", "exit_codes")
-		d.job.AllowFailure.ExitCodes = p.codes(f.value.get("exit_codes"), what+":allow_failure exit codes")
-		if len(d.job.AllowFailure.ExitCodes) == 0 {
-			p.fail(f.value.at, "%s:allow_failure config missing required keys: exit_codes", what)
-		}
-	default:
-		d.job.AllowFailure.Always = p.boolean(f.value, what+" allow failure")
-	}
-	d.job.Retry = p.retry(n.get("retry"), what+":retry")
-	d.job.Timeout = p.duration(n.get("timeout"), what+":timeout")
-	d.job.Interruptible = p.boolean(n.get("interruptible"), what+":interruptible")
-	d.job.Confirmation = p.str(n.get("manual_confirmation"), what+" manual_confirmation")
-	if f := n.field("coverage"); f != nil {
-		d.job.Coverage = p.str(f.value, what+":coverage")
-		m := slashed.FindStringSubmatch(d.job.Coverage)
-		if m == nil {
-			p.fail(f.value.at, "%s:coverage config must be a regular expression with re2 syntax between slashes, such as '/coverage: \\d+/'", what)
-		} else if _, err := compile(m[1], m[2]); err != nil {
-			p.fail(f.value.at, "%s:coverage config must be a regular expression with re2 syntax: %s", what, err)
-		}
-	}
-}
-
-func (p *parser) codes(n *node, what string) []int {
-	var all []int
-	for _, i := range flatten(n) {
-		var code int
-		if _, err := fmt.Sscanf(i.text, "%d", &code); i.kind != number || err != nil || fmt.Sprint(code) != i.text {
-			p.fail(i.at, "%s should be an array of integers or an integer", what)
-			continue
-		}
-		all = append(all, code)
-	}
-	return all
-}
-
-// retryReasons are those that GitLab documents; it has more, so that another is only warned of.
-var retryReasons = []string{
-	"always", "unknown_failure", "script_failure", "api_failure", "stuck_or_timeout_failure", "runner_system_failure", "runner_unsupported",
-	"stale_schedule", "job_execution_timeout", "archived_failure", "unmet_prerequisites", "scheduler_failure", "data_integrity_failure",
-	"runner_configuration_error", "runner_external_dependency_failure", "image_pull_failure", "runner_interrupted",
-}
-
-func (p *parser) retry(n *node, what string) Retry {
-	r := Retry{}
-	if n == nil {
-		return r
-	}
-	limit := n
-	switch n.kind {
-	case mapping:
-		p.known(n, what, "max", "when", "exit_codes")
-		limit = n.get("max")
-		for _, w := range flatten(n.get("when")) {
-			reason := p.str(w, what+" when")
-			if !slices.Contains(retryReasons, reason) {
-				p.warn(w.at, "%s when: %s is no failure that is known here%s", what, reason, suggest(reason, retryReasons))
-			}
-			r.When = append(r.When, reason)
-		}
-		r.ExitCodes = p.codes(n.get("exit_codes"), what+" exit codes")
-	case number:
-	default:
-		p.fail(n.at, "%s config has to be either an integer or a hash, but is %s", what, n.kind)
-		return r
-	}
-	if limit == nil {
-		return r
-	}
-	counts := p.codes(limit, what)
-	if len(counts) != 1 || counts[0] < 0 || counts[0] > 2 {
-		p.fail(limit.at, "%s config must be less than or equal to 2, and at least 0", what)
-		return r
-	}
-	r.Max = counts[0]
-	return r
 }
 
 // contents reads what the runner gets.

@@ -14,8 +14,8 @@ import (
 // load reads a file with all that it includes, which comes under it.
 func (p *parser) load(file string, at place, given *node) *node {
 	nothing := newMapping(place{file: file}, nil)
-	if len(p.files) >= maxIncludes {
-		if len(p.files) == maxIncludes {
+	if len(p.files) > maxIncludes {
+		if len(p.files) == maxIncludes+1 {
 			p.fail(at, "Maximum of %d nested includes are allowed!", maxIncludes)
 			p.files = append(p.files, file)
 		}
@@ -66,7 +66,7 @@ func (p *parser) read(file string) ([]byte, error) {
 	f, err := p.fsys.Open(file)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, errors.New("Local file `" + file + "` does not exist!") //nolint:staticcheck // GitLab's words
+			return nil, errors.New("Local file `" + file + "` does not exist!")
 		}
 		return nil, err
 	}

@@ -31,7 +31,7 @@ func lex(s string) ([]token, error) {
 			return tokens, nil
 		}
 		if len(tokens) >= maxTokens {
-			return nil, fmt.Errorf("Too many tokens! An expression may have %d", maxTokens) //nolint:staticcheck // GitLab's words
+			return nil, fmt.Errorf("Too many tokens! An expression may have %d", maxTokens)
 		}
 		t, length, err := next(s)
 		if err != nil {
@@ -52,7 +52,7 @@ func next(s string) (token, int, error) {
 	if m := lexPattern.FindStringSubmatch(s); m != nil {
 		re, err := compile(m[1], m[2])
 		if err != nil {
-			return token{}, 0, fmt.Errorf("Invalid regular expression! %w", err) //nolint:staticcheck // GitLab's words
+			return token{}, 0, fmt.Errorf("Invalid regular expression! %w", err)
 		}
 		return token{value: constant{value{pattern: re, set: true}}}, len(m[0]), nil
 	}
@@ -78,7 +78,7 @@ func next(s string) (token, int, error) {
 	case strings.HasPrefix(s, `"`), strings.HasPrefix(s, "'"):
 		return token{}, 0, errors.New("a string is not closed")
 	}
-	return token{}, 0, fmt.Errorf("Unknown lexeme found! Near %q: strings need quotes, and variables a $", start(s)) //nolint:staticcheck // GitLab's words
+	return token{}, 0, fmt.Errorf("Unknown lexeme found! Near %q: strings need quotes, and variables a $", start(s))
 }
 
 // start is the first word of what could not be read.

@@ -3,7 +3,7 @@ package ciyaml
 // The limits, GitLab's own where it has some.
 const (
 	maxFile       = 1 << 20 // bytes of a file
-	maxIncludes   = 150     // files of a pipeline
+	maxIncludes   = 150     // files of a pipeline, its own not counted
 	maxDepth      = 100     // of nested YAML
 	maxNodes      = 500_000 // values of a file with its aliases, and of all files together with what they refer to
 	maxExtends    = 11      // jobs in a chain of extends

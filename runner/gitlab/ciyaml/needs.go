@@ -71,11 +71,12 @@ func (p *parser) need(n *node, what string) (need, bool) {
 	return d, true
 }
 
-// expand gives the jobs that a name stands for: of several that were made of one, all, or those of a matrix.
-func (d need) expand(groups map[string][]*instance) []string {
+// expand gives the jobs that a name stands for: of several that were made of one, all, or those of a matrix. by is the
+// job that needs them, whose own values $[[ matrix.NAME ]] stands for.
+func (d need) expand(groups map[string][]*instance, by *instance) []string {
 	var names []string
 	for _, i := range groups[d.Job] {
-		if d.matrix == nil || slices.ContainsFunc(d.matrix, i.in) {
+		if d.matrix == nil || slices.ContainsFunc(d.matrix, func(of map[string][]string) bool { return i.in(of, by) }) {
 			names = append(names, i.name)
 		}
 	}

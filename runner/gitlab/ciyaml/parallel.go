@@ -2,6 +2,7 @@ package ciyaml
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,13 +16,38 @@ type instance struct {
 }
 
 // in reports whether a job of a matrix has all values that a part of needs:parallel:matrix names.
-func (i *instance) in(of map[string][]string) bool {
+func (i *instance) in(of map[string][]string, by *instance) bool {
 	for key, values := range of {
-		if !slices.ContainsFunc(i.variables, func(v variable) bool { return v.key == key && slices.Contains(values, v.value) }) {
+		has := slices.ContainsFunc(values, func(wanted string) bool {
+			wanted = matrixValue.ReplaceAllStringFunc(wanted, func(expression string) string {
+				if value, ok := by.value(matrixValue.FindStringSubmatch(expression)[1]); ok {
+					return value
+				}
+				return expression // no value is like that
+			})
+			value, ok := i.value(key)
+			return ok && value == wanted
+		})
+		if !has {
 			return false
 		}
 	}
 	return true
+}
+
+var matrixValue = regexp.MustCompile(`\$\[\[\s*matrix\.([A-Za-z0-9_-]+)\s*\]\]`)
+
+// value is that of a variable of the job's matrix; i may be nil.
+func (i *instance) value(key string) (string, bool) {
+	if i == nil {
+		return "", false
+	}
+	for _, v := range i.variables {
+		if v.key == key {
+			return v.value, true
+		}
+	}
+	return "", false
 }
 
 // instances says which jobs one stands for.

@@ -155,8 +155,8 @@ type Excluded struct {
 // ErrFiltered says that workflow:rules want no pipeline, ErrEmpty that the rules of the jobs leave none. The pipeline
 // that Parse gives with them says why.
 var (
-	ErrFiltered = errors.New("Pipeline filtered out by workflow rules.")                                                            //nolint:staticcheck // GitLab's words
-	ErrEmpty    = errors.New("The resulting pipeline would have been empty. Review the rules configuration for the relevant jobs.") //nolint:staticcheck // GitLab's words
+	ErrFiltered = errors.New("Pipeline filtered out by workflow rules.")
+	ErrEmpty    = errors.New("The resulting pipeline would have been empty. Review the rules configuration for the relevant jobs.")
 )
 
 // Job finds a job by its name.
