@@ -80,10 +80,10 @@ func TestRepository(t *testing.T) {
 	dir := t.TempDir()
 	git(t, dir, "init", "-q", "-b", "trunk")
 	write(t, dir, ".gitlab-ci.yml", pipelineFile)
-	for i := range 30 {
-		write(t, dir, "file", fmt.Sprint(i))
-		git(t, dir, "add", ".")
-		git(t, dir, "commit", "-q", "-m", fmt.Sprint("Change ", i, "\n\nMore of it."))
+	write(t, dir, "file", "first")
+	git(t, dir, "add", ".")
+	for i := range 22 {
+		git(t, dir, "commit", "-q", "--allow-empty", "-m", fmt.Sprint("Change ", i, "\n\nMore of it."))
 	}
 	before := git(t, dir, "for-each-ref") + git(t, dir, "status", "--porcelain")
 	s := listening(t, Options{Project: Project{Dir: dir}, Variables: []spec.Variable{{Key: "SECRET", Value: "correct-horse", Masked: true}}})
@@ -101,7 +101,7 @@ func TestRepository(t *testing.T) {
 		t.Errorf("%+v", j)
 	}
 	for key, want := range map[string]string{
-		"CI_COMMIT_SHA": head, "CI_COMMIT_BRANCH": "trunk", "CI_COMMIT_TITLE": "Change 29", "CI_COMMIT_DESCRIPTION": "More of it.",
+		"CI_COMMIT_SHA": head, "CI_COMMIT_BRANCH": "trunk", "CI_COMMIT_TITLE": "Change 21", "CI_COMMIT_DESCRIPTION": "More of it.",
 		"CI_JOB_TOKEN": j.Token, "CI_API_V4_URL": s.URL + "/api/v4", "GREETING": "hello", "WHO": "me", "SECRET": "correct-horse",
 		"CI_REPOSITORY_URL": j.GitInfo.RepoURL, "CI_PROJECT_PATH": "group/project", "CI_SERVER_URL": s.URL, "CI": "true",
 		"CI_JOB_NAME": "build", "CI_PIPELINE_SOURCE": "push", "CI_COMMIT_REF_PROTECTED": "true",

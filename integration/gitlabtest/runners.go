@@ -299,7 +299,11 @@ func (c *call) resetToken() {
 	if !c.read(&in) {
 		return
 	}
-	c.token(runnerToken, in.Token)
+	if c.r.Header.Get(runnerToken) == "" { // gitlab-runner has it in the body only
+		c.only()
+	} else {
+		c.token(runnerToken, in.Token)
+	}
 	if r := c.authenticate(in.Token); r != nil {
 		c.reset(r)
 	}

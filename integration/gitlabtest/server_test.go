@@ -189,6 +189,8 @@ func TestRegistration(t *testing.T) {
 	if err := json.Unmarshal(r.body, &got); err != nil || got.Token == old {
 		t.Errorf("reset says %s", r.body)
 	}
+	r = a.json("POST", "runners/reset_authentication_token", runnerToken, got.Token, spec.VerifyRequest{Token: got.Token}, header(runnerToken, ""))
+	want(t, r, http.StatusCreated)
 	v.Token = old
 	want(t, a.json("POST", "runners/verify", runnerToken, old, v), http.StatusForbidden)
 	r = a.do("POST", "runners/2/reset_authentication_token", http.Header{"Private-Token": {"glpat-x"}}, nil)
