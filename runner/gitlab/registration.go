@@ -47,11 +47,11 @@ type Registration struct {
 	Ephemeral bool `json:"ephemeral,omitempty"`
 }
 
-// The prefixes of tokens that are made in GitLab, for a runner (glrt-) or with it (glrtr-, of GitLab 17.8 and later).
-// A runner with one is verified, one with another (GR1348941… and older) is registered first.
+// The marks of runners' own tokens: of those that were made in GitLab, and of those that were made by a registration
+// token (GitLab 17.9 and later). A GitLab may have a prefix of its own before them (its instance token prefix).
 const (
-	tokenPrefix      = "glrt-"
-	tokenPrefixOfOne = "glrtr-"
+	createdMark    = "glrt-"
+	registeredMark = "glrtr-"
 )
 
 // DefaultExecutor is what the forge is told of how jobs run.
@@ -63,6 +63,9 @@ var (
 	systemIDForm = regexp.MustCompile(`^[sr]_[A-Za-z0-9]{12}$`)
 )
 
+// maxImage bounds an image's name, in bytes.
+const maxImage = 500
+
 // CheckName reports whether name may name a registration: it is a file's name, too.
 func CheckName(name string) error {
 	if !nameForm.MatchString(name) {
@@ -71,21 +74,26 @@ func CheckName(name string) error {
 	return nil
 }
 
-// IsAuthenticationToken reports whether a token is a runner's own, rather than one with which runners are registered.
+// IsAuthenticationToken reports whether a token is a runner's own by its look, rather than one with which runners are
+// registered. The own tokens of older runners have no look.
 func IsAuthenticationToken(token string) bool {
-	return strings.HasPrefix(token, tokenPrefix) || strings.HasPrefix(token, tokenPrefixOfOne)
+	return isCreated(token) || strings.Contains(token, registeredMark)
 }
+
+// isCreated reports whether a token is that of a runner that was made in GitLab. Such a runner has a manager for each
+// machine; another one is of one machine.
+func isCreated(token string) bool { return strings.Contains(token, createdMark) }
 
 // ShortToken is as much of a token as may be shown: enough to tell it from others, as GitLab shows it.
 func ShortToken(token string) string {
-	prefix := ""
-	for _, p := range []string{tokenPrefixOfOne, tokenPrefix, "GR1348941"} {
-		if rest, ok := strings.CutPrefix(token, p); ok {
-			prefix, token = p, rest
+	shown := 0
+	for _, mark := range []string{createdMark, registeredMark, "GR1348941"} {
+		if i := strings.Index(token, mark); i >= 0 {
+			shown = i + len(mark)
 			break
 		}
 	}
-	return prefix + token[:min(len(token)/3, 9)]
+	return token[:shown+min((len(token)-shown)/3, 9)]
 }
 
 // LogValue is a registration in a log: without its token, and without its environment.
@@ -110,6 +118,9 @@ func (r Registration) Check() error {
 	}
 	if l := r.Limits; l.CPU < 0 || l.Memory < 0 || l.PIDs < 0 || l.Disk < 0 || l.Inodes < 0 {
 		errs = append(errs, errors.New("limits: they must not be negative"))
+	}
+	if len(r.Image) > maxImage || strings.ContainsFunc(r.Image, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		errs = append(errs, fmt.Errorf("image %q: it is none", cut(r.Image)))
 	}
 	if len(r.Nesting) == 0 || r.Nesting[0] != sandbox.Container {
 		errs = append(errs, fmt.Errorf("sandbox %q: use container or container/dind", r.Nesting))

@@ -131,6 +131,7 @@ func TestHostileRegistrations(t *testing.T) {
 		"a relative path":     func(r *Registration) { r.Builds = "builds" },
 		"a detour":            func(r *Registration) { r.CAFile = "/etc/../root/ca.pem" },
 		"no key":              func(r *Registration) { r.Env = []string{"=a"} },
+		"an image":            func(r *Registration) { r.Image = "alpine\n" },
 		"a pull policy":       func(r *Registration) { r.Pull = "sometimes" },
 	} {
 		r := testRegistration("a")
@@ -229,7 +230,7 @@ func TestTokensAreNotLogged(t *testing.T) {
 	if strings.Contains(b.String(), r.Token) || strings.Contains(b.String(), "sesame") || !strings.Contains(b.String(), "one") {
 		t.Error(b.String())
 	}
-	for token, want := range map[string]string{testToken: "glrt-t1_abcd", "GR1348941abcdefghijklmnop": "GR1348941abcde", "abcdefghi": "abc", "": ""} {
+	for token, want := range map[string]string{testToken: "glrt-t1_abcd", "acme-glrt-t1_abcdefghijklmnopqrst": "acme-glrt-t1_abcd", "glrtr-abcdefghijklmnopqrstuvwxyzabc": "glrtr-abcdefghi", "GR1348941abcdefghijklmnop": "GR1348941abcde", "abcdefghi": "abc", "": ""} {
 		if got := ShortToken(token); got != want {
 			t.Errorf("%q: %q, want %q", token, got, want)
 		}

@@ -43,36 +43,48 @@ func OpenRegistrations(dir string) (*Registrations, error) {
 		return nil, fmt.Errorf("open the runners: %w", err)
 	}
 	rs := &Registrations{dir: dir, all: map[string]Registration{}, changed: make(chan struct{})}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open the runners: %w", err)
+	all, err := ReadRegistrations(dir)
+	for _, r := range all {
+		rs.all[r.Name] = r
 	}
-	var errs []error
-	for _, e := range entries {
-		file := filepath.Join(dir, e.Name())
-		name, isRunner := strings.CutSuffix(e.Name(), ".json")
-		switch {
-		case strings.HasPrefix(e.Name(), ".tmp-"): // of a write that was cut off
-			errs = append(errs, os.Remove(file))
-		case isRunner && !strings.HasPrefix(name, "."):
-			r, err := readRegistration(file)
-			if err == nil && r.Name != name {
-				err = fmt.Errorf("it holds the runner %q", cut(r.Name))
-			}
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w: mend it, or remove it and register the runner again", file, err))
-				continue
-			}
-			rs.all[name] = r
-		}
+	errs := []error{err}
+	cutOff, err := filepath.Glob(filepath.Join(dir, ".tmp-*")) // of writes
+	errs = append(errs, err)
+	for _, file := range cutOff {
+		errs = append(errs, os.Remove(file))
 	}
-	if rs.systemID, err = systemID(dir); err != nil {
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
+	rs.systemID, err = systemID(dir)
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return nil, fmt.Errorf("open the runners: %w", err)
 	}
 	return rs, nil
+}
+
+// ReadRegistrations reads those of a directory, by name, and changes nothing. Without a directory there are none. The
+// error names each file that cannot be used.
+func ReadRegistrations(dir string) (all []Registration, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		name, isRunner := strings.CutSuffix(e.Name(), ".json")
+		if !isRunner || strings.HasPrefix(name, ".") {
+			continue
+		}
+		file := filepath.Join(dir, e.Name())
+		r, err := readRegistration(file)
+		if err == nil && r.Name != name {
+			err = fmt.Errorf("it holds the runner %q", cut(r.Name))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w: mend it, or remove it and register the runner again", file, err))
+			continue
+		}
+		all = append(all, r)
+	}
+	return all, errors.Join(errs...)
 }
 
 func readRegistration(file string) (r Registration, err error) {
