@@ -40,6 +40,7 @@ type trace struct {
 	unknown  bool  // it may have more: another process has sent some
 	contact  time.Time
 	interval time.Duration
+	notUntil time.Time // the server wants to be left alone
 }
 
 // errOver is wrapped by the errors of a job that the server wants nothing more of.
@@ -47,6 +48,9 @@ var errOver = errors.New("the job is over for GitLab")
 
 // note takes what an answer says of the job.
 func (t *trace) note(r Remote, err error) error {
+	if status := (*StatusError)(nil); errors.As(err, &status) && status.RetryAfter > 0 {
+		t.notUntil = time.Now().Add(min(status.RetryAfter, maxRetryAfter))
+	}
 	if r.Status != 0 && (err == nil || !temporary(r.Status)) {
 		t.contact = time.Now()
 	}
@@ -177,6 +181,9 @@ func (t *trace) finish(ctx context.Context, u spec.Update) error {
 	t.interval = defaultInterval
 	wait := pause{least: backoffMin, most: backoffMax}
 	mismatches := 0
+	if err := sleep(ctx, time.Until(t.notUntil)); err != nil {
+		return err
+	}
 	for {
 		err := t.finishOnce(ctx, u)
 		var status *StatusError
