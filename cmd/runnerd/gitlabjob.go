@@ -13,7 +13,10 @@ import (
 // gitlabJobs is what jobs of GitLab need of the daemon, but for what keeps their files.
 func (a *assembly) gitlabJobs() job.Config {
 	c := a.config
-	v, revision, _ := strings.Cut(versionInfo().Version, "+")
+	v, revision, ok := strings.Cut(versionInfo().Version, "+")
+	if !ok {
+		revision = "unknown"
+	}
 	return job.Config{
 		Version: v, Revision: revision, Image: c.JobImage, Helper: c.SandboxImage, Pull: sandbox.PullPolicy(c.PullPolicy),
 		Limits:   func(l *sandbox.Limits) error { return limit(l, c) },

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 	"github.com/runnerd/runnerd/sandbox"
@@ -51,7 +52,7 @@ func (p *plan) flatten(name string, s spec.Image) {
 	if e.certs == "" {
 		e.certs = dir
 	}
-	p.note("Service %s is this sandbox's own Docker Engine, which starts with the first connection and needs no privileges", name)
+	p.note("Service %s is this sandbox's own Docker Engine, which needs no privileges", name)
 	for _, arg := range slices.Concat(s.Entrypoint, s.Command) {
 		p.engineArg(p.vars.Expand(arg))
 	}
@@ -75,6 +76,20 @@ func (p *plan) engineArg(arg string) {
 	default:
 		p.note("The engine's argument %s is not used", arg)
 	}
+}
+
+// startEngine has the engine start while the sources are got: who asks for one as a service will use it.
+func (r *run) startEngine() {
+	docker, ok := ability[sandbox.DockerHost](r.on)
+	if r.engine == nil || !ok {
+		return
+	}
+	r.background.Go(func() {
+		began := time.Now()
+		if err := docker.EngineReady(r.life); err == nil { // else the job's own connection tells
+			r.debug("engine", began)
+		}
+	})
 }
 
 // offerEngine makes the engine reachable where a service would be.

@@ -70,7 +70,7 @@ func (p *plan) read() (err error) {
 	}
 	p.vars, err = script.NewVariables(j, script.Runner{
 		BuildsDir: r.Builds, ConcurrentID: p.ConcurrentID, ConcurrentProjectID: p.ConcurrentProjectID,
-		Version: p.cfg.Version, Revision: p.cfg.Revision, ShortToken: r.ShortToken, Environment: r.Env, CAChain: r.CAChain,
+		Version: p.cfg.Version, Revision: p.cfg.Revision, ShortToken: p.shortToken(), Environment: r.Env, CAChain: r.CAChain,
 	})
 	if err != nil {
 		return configurationError("%w", err)
@@ -95,6 +95,14 @@ func (p *plan) read() (err error) {
 	}
 	p.endpoints = endpoints([]string{r.URL, r.CloneURL}, j.GitInfo.RepoURL)
 	return nil
+}
+
+// shortToken is as much of the runner's token as is shown. Its prefix is not, by which logs know tokens, to hide them.
+func (p *plan) shortToken() string {
+	if prefix, rest, ok := strings.Cut(p.Runner.ShortToken, "-"); ok && strings.HasPrefix(prefix, "gl") {
+		return rest
+	}
+	return p.Runner.ShortToken
 }
 
 // supported refuses jobs that ask for what is not done.

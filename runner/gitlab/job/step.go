@@ -211,7 +211,7 @@ func (r *run) stoppable(ctx context.Context) (context.Context, context.CancelFun
 
 // all does everything, in order. Its exit and error are a step's.
 func (r *run) all(ctx context.Context) (sandbox.Exit, error) {
-	r.write(script.Banner("runnerd", r.cfg.Version, r.cfg.Revision, r.Runner.Name, r.Runner.ShortToken, r.Runner.SystemID))
+	r.write(script.Banner("runnerd", r.cfg.Version, r.cfg.Revision, r.Runner.Name, r.shortToken(), r.Runner.SystemID))
 	exit, err := r.before(ctx)
 	if err != nil || !exit.Success() {
 		// Nothing of the job's has run, but what keeps it may be told to keep what there is.
@@ -254,6 +254,7 @@ func (r *run) before(ctx context.Context) (exit sandbox.Exit, err error) {
 	}()
 	r.findHelper(ctx)
 	r.startServices(ctx)
+	r.startEngine()
 	if err := r.stage(script.StagePrepareExecutor, func() error { return r.prepareExecutor(ctx) }); err != nil {
 		return exit, err
 	}
