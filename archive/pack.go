@@ -2,7 +2,6 @@ package archive
 
 import (
 	"archive/tar"
-	"bufio"
 	"cmp"
 	"errors"
 	"io"
@@ -22,8 +21,8 @@ import (
 // {a,b}; one that matches nothing is nothing. Links are packed, not followed. Owners are not kept, times to the
 // second. A file that grows meanwhile is packed as it was; one that shrinks is an error.
 func Pack(w io.Writer, dir string, patterns []string, limits Limits) (Summary, error) {
-	out := bufio.NewWriterSize(w, 256<<10)
-	p := &packer{dir: dir, budget: budget{Limits: limits}, tar: tar.NewWriter(out), buf: make([]byte, copySize)}
+	out := newSink(w)
+	p := &packer{dir: dir, budget: budget{Limits: limits}, out: out, tar: tar.NewWriter(out)}
 	if len(patterns) > 1 {
 		p.seen = map[string]bool{}
 	}
@@ -40,10 +39,10 @@ func Pack(w io.Writer, dir string, patterns []string, limits Limits) (Summary, e
 
 type packer struct {
 	dir    string
-	tar    *tar.Writer
+	out    *sink
+	tar    *tar.Writer // to out
 	budget budget
 	sum    Summary
-	buf    []byte
 	seen   map[string]bool // when several patterns may match the same
 	links  map[inode]string
 }
@@ -205,21 +204,8 @@ func (p *packer) file(h *tar.Header, full string, st *unix.Stat_t) error {
 	}
 	p.sum.Files++
 	p.sum.Bytes += h.Size
-	for left := h.Size; left > 0; {
-		n, err := unix.Read(fd, p.buf[:min(left, int64(len(p.buf)))])
-		if err == unix.EINTR {
-			continue
-		}
-		if err == nil && n == 0 {
-			err = errors.New("it has become shorter while it was packed: end what writes it")
-		}
-		if err != nil {
-			return &fs.PathError{Op: "pack", Path: h.Name, Err: err}
-		}
-		if _, err := p.tar.Write(p.buf[:n]); err != nil {
-			return err
-		}
-		left -= int64(n)
+	if err := p.out.copy(p.tar, fd, h.Size); err != nil {
+		return &fs.PathError{Op: "pack", Path: h.Name, Err: err}
 	}
 	return nil
 }
