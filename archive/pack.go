@@ -2,7 +2,6 @@ package archive
 
 import (
 	"archive/tar"
-	"bufio"
 	"errors"
 	"io"
 	"io/fs"
@@ -69,13 +68,13 @@ func notRegular(name string) error {
 // since is left out. Links are packed, not followed. Owners are not kept, times to the second. A file that grows
 // meanwhile is packed as it was; one that shrinks is an error, where the format says sizes beforehand.
 func Pack(w io.Writer, dir string, names []string, p Packing) (Summary, error) {
-	out := bufio.NewWriterSize(w, 256<<10)
+	out := newSink(w)
 	in, err := openPlace(dir, p.Beneath)
 	if err != nil {
 		return Summary{}, err
 	}
 	defer in.close()
-	k := &packer{in: in, budget: budget{Limits: p.Limits}, buf: make([]byte, copySize)}
+	k := &packer{in: in, budget: budget{Limits: p.Limits}, out: out}
 	switch p.Format {
 	case Tar:
 		k.to = &tarPack{w: tar.NewWriter(out)}
@@ -105,7 +104,7 @@ type output interface {
 	symlink(i *item, target string) error
 	// file begins a file, of which the contents follow. nil: there are none to come.
 	file(i *item) (io.Writer, error)
-	// sized reports whether the contents must be as many bytes as the item says.
+	// sized reports whether the contents must be as many bytes as the item says, and go to the sink as they are.
 	sized() bool
 	close() error
 }
@@ -121,7 +120,8 @@ func (i *item) modified() time.Time { return time.Unix(i.Mtim.Sec, 0) } // fract
 
 type packer struct {
 	in     *place
-	to     output
+	out    *sink
+	to     output // to out
 	budget budget
 	sum    Summary
 	buf    []byte
@@ -177,16 +177,23 @@ func (p *packer) file(i *item) error {
 	if err := p.budget.add(i.Size); err != nil {
 		return err
 	}
+	if p.to.sized() {
+		if err := p.out.copy(w, fd, i.Size); err != nil {
+			return &fs.PathError{Op: "pack", Path: i.name, Err: err}
+		}
+		p.sum.Bytes += i.Size
+		return nil
+	}
+	if p.buf == nil {
+		p.buf = make([]byte, copySize)
+	}
 	for left := i.Size; left > 0; {
 		n, err := unix.Read(fd, p.buf[:min(left, int64(len(p.buf)))])
 		if err == unix.EINTR {
 			continue
 		}
 		if err == nil && n == 0 {
-			if !p.to.sized() {
-				return nil
-			}
-			err = errors.New("it has become shorter while it was packed: end what writes it")
+			return nil
 		}
 		if err != nil {
 			return &fs.PathError{Op: "pack", Path: i.name, Err: err}

@@ -212,3 +212,88 @@ func TestWithin(t *testing.T) {
 		}
 	}
 }
+
+// packPipe packs into a pipe, and returns what came out of it.
+func packPipe(t *testing.T, pack func(w *os.File) error) []byte {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(&got, r)
+		done <- err
+	}()
+	err = pack(w)
+	if err := errors.Join(err, w.Close(), <-done, r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return got.Bytes()
+}
+
+// TestPackIntoPipe holds that what is moved within the kernel is the same archive.
+func TestPackIntoPipe(t *testing.T) {
+	root := tree(t, "a/small", "1", "a/large", strings.Repeat("long", 500_000), "b/just", strings.Repeat("x", spliceLeast), "b/under", strings.Repeat("x", spliceLeast-1))
+	var want bytes.Buffer
+	if _, err := packTar(&want, root, []string{"."}, Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	got := packPipe(t, func(w *os.File) error {
+		_, err := packTar(w, root, []string{"."}, Limits{})
+		return err
+	})
+	if !bytes.Equal(got, want.Bytes()) {
+		t.Errorf("%d bytes, not %d", len(got), want.Len())
+	}
+}
+
+// TestUnspliced copies a file of a kind of which the kernel moves nothing.
+func TestUnspliced(t *testing.T) {
+	const file = "/proc/self/environ"
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	var moves bool
+	got := packPipe(t, func(w *os.File) error {
+		s := newSink(w)
+		s.from = int(f.Fd())
+		_, err := s.Write(make([]byte, len(want)))
+		moves = s.pipe != nil
+		return errors.Join(err, s.Flush())
+	})
+	if !bytes.Equal(got, want) || moves {
+		t.Errorf("%d bytes, not %d; moved: %t", len(got), len(want), moves)
+	}
+}
+
+// TestSink holds that a file that has become shorter is an error, whether it is moved or copied.
+func TestSink(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(file, make([]byte, 50_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, r) }()
+	defer func() { _ = w.Close() }()
+	for _, s := range []*sink{newSink(w), newSink(io.Discard)} {
+		f, err := os.Open(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.copy(s, int(f.Fd()), 50_001); !errors.Is(err, errShorter) {
+			t.Errorf("a file that has become shorter: %v", err)
+		}
+		_ = f.Close()
+	}
+}

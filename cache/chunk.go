@@ -12,23 +12,7 @@ import (
 
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
-
-	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
 )
-
-// The sizes of chunks, in bytes. Small ones find more that has not changed, large ones cost fewer files.
-const (
-	minChunk  = 64 << 10
-	meanChunk = 256 << 10
-	maxChunk  = 1 << 20
-)
-
-// cutting is how streams are cut. To change it is to forget what has been cut.
-const cutting = "fastcdc-v1.0.0"
-
-func cuts() *chunkers.ChunkerOpts {
-	return &chunkers.ChunkerOpts{MinSize: minChunk, NormalSize: meanChunk, MaxSize: maxChunk}
-}
 
 type digest [sha256.Size]byte
 

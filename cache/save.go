@@ -3,14 +3,10 @@ package cache
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
 	"time"
-
-	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
-	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // registers cutting
 
 	"github.com/runnerd/runnerd/scope"
 )
@@ -78,13 +74,10 @@ type task struct {
 
 // cut cuts the stream and has workers store the pieces. There are no more of them in memory than workers, and one.
 func (w *writing) cut(ctx context.Context, r io.Reader) error {
-	cutter, err := chunkers.NewChunker(cutting, contextReader{ctx, r}, cuts())
-	if err != nil {
-		return err
-	}
+	cutter := newCutter(contextReader{ctx, r})
 	tasks, spare := make(chan task), make(chan []byte, w.workers+1)
 	for range w.workers + 1 {
-		spare <- nil
+		spare <- make([]byte, 0, maxChunk)
 	}
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -101,29 +94,26 @@ func (w *writing) cut(ctx context.Context, r io.Reader) error {
 		})
 	}
 	for {
-		cut, err := cutter.Next()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if len(cut) > 0 {
-			if len(w.entry.Chunks)%64 == 0 {
-				if err := w.room(); err != nil {
-					return err
-				}
-			}
-			if w.entry.Bytes += int64(len(cut)); w.entry.Bytes > w.maxEntry {
-				return fmt.Errorf("%w: more than %d bytes: cache less, or raise cache.max_entry", ErrTooLarge, w.maxEntry)
-			}
-			t := task{plain: append((<-spare)[:0], cut...)}
-			w.mu.Lock()
-			t.index = len(w.entry.Chunks)
-			w.entry.Chunks = append(w.entry.Chunks, piece{Bytes: len(cut)})
-			w.mu.Unlock()
-			tasks <- t
-		}
-		if err != nil {
+		plain, err := cutter.next(<-spare)
+		if err == io.EOF {
 			return nil
 		}
+		if err != nil {
+			return err
+		}
+		if len(w.entry.Chunks)%64 == 0 {
+			if err := w.room(); err != nil {
+				return err
+			}
+		}
+		if w.entry.Bytes += int64(len(plain)); w.entry.Bytes > w.maxEntry {
+			return fmt.Errorf("%w: more than %d bytes: cache less, or raise cache.max_entry", ErrTooLarge, w.maxEntry)
+		}
+		w.mu.Lock()
+		t := task{index: len(w.entry.Chunks), plain: plain}
+		w.entry.Chunks = append(w.entry.Chunks, piece{Bytes: len(plain)})
+		w.mu.Unlock()
+		tasks <- t
 	}
 }
 

@@ -53,10 +53,15 @@ func (r *Registry) intact(ctx context.Context, d digest.Digest) bool {
 	if !ok.(bool) {
 		return false
 	}
-	r.verified.mu.Lock()
-	r.verified.blobs[d] = now
-	r.verified.mu.Unlock()
+	r.remember(d, info)
 	return true
+}
+
+// remember notes that a blob was found to be what its digest says, when its file was as info has it.
+func (r *Registry) remember(d digest.Digest, info os.FileInfo) {
+	r.verified.mu.Lock()
+	defer r.verified.mu.Unlock()
+	r.verified.blobs[d] = stamp{info.Size(), info.ModTime()}
 }
 
 func (r *Registry) verify(d digest.Digest) (bool, error) {

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -16,8 +15,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 )
 
 // host stands in URLs for this registry, which is asked in process; the port tells the client that it is a
@@ -27,7 +27,7 @@ const host = "localhost:5000"
 // Preload puts every image of the OCI layout in dir into the registry, under the name in its annotation
 // org.opencontainers.image.ref.name: "debian:bookworm-slim" becomes the tag bookworm-slim of
 // library/debian, as a client that takes the registry for a mirror of Docker Hub asks for it. An image that
-// is there already costs a few requests and no copying; a tag that means another image is moved. A digest
+// is there already costs a few requests and reading it once, to be checked; a tag that means another image is moved. A digest
 // that does not fit is an error, and so is an image without a name; the others are still put in.
 func (r *Registry) Preload(ctx context.Context, dir string) error {
 	p, err := layout.FromPath(dir)
@@ -43,13 +43,19 @@ func (r *Registry) Preload(ctx context.Context, dir string) error {
 		return fmt.Errorf("preload images from %s: %w", dir, err)
 	}
 	r.layouts.add(dir)
-	l := loader{registry: r, client: remote.WithTransport(inProcess{r.Handler()})}
-	var failed []error
-	for _, d := range m.Manifests {
-		if err := l.load(ctx, index, d); err != nil {
-			failed = append(failed, fmt.Errorf("preload %s from %s: %w", d.Annotations[imagespec.AnnotationRefName], dir, err))
-		}
+	l := loader{registry: r, from: p, client: remote.WithTransport(inProcess{r.Handler()})}
+	failed := make([]error, len(m.Manifests))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, d := range m.Manifests {
+		g.Go(func() error {
+			if err := l.load(ctx, index, d); err != nil {
+				failed[i] = fmt.Errorf("preload %s from %s: %w", d.Annotations[imagespec.AnnotationRefName], dir, err)
+			}
+			return nil
+		})
 	}
+	_ = g.Wait() // the errors are in failed
 	return errors.Join(failed...)
 }
 
@@ -58,6 +64,8 @@ type layouts struct {
 	mu      sync.Mutex
 	dirs    []string
 	damaged bool // something was found to be corrupted since they were loaded
+
+	copying singleflight.Group // of blobs, by digest: images share layers
 }
 
 func (l *layouts) add(dir string) {
@@ -88,6 +96,7 @@ func (r *Registry) reload(ctx context.Context, repository string) {
 
 type loader struct {
 	registry *Registry
+	from     layout.Path
 	client   remote.Option
 }
 
@@ -103,39 +112,21 @@ func (l loader) load(ctx context.Context, index v1.ImageIndex, d v1.Descriptor) 
 	if err != nil {
 		return err
 	}
+	if err := l.stock(ctx, repository, index, d); err != nil {
+		return err
+	}
+	if l.has(ctx, repository, "manifests/"+tag, d) {
+		return nil
+	}
 	if d.MediaType.IsIndex() {
 		child, err := index.ImageIndex(d.Digest)
 		if err != nil {
 			return err
 		}
-		if l.has(ctx, repository, "manifests/"+tag, d) {
-			return nil
-		}
 		return remote.WriteIndex(to, child, l.client, remote.WithContext(ctx))
 	}
 	img, err := index.Image(d.Digest)
 	if err != nil {
-		return err
-	}
-	m, err := img.Manifest()
-	if err != nil {
-		return err
-	}
-	whole := l.has(ctx, repository, "manifests/"+tag, d)
-	for _, blob := range append([]v1.Descriptor{m.Config}, m.Layers...) {
-		if l.has(ctx, repository, "blobs/"+blob.Digest.String(), blob) {
-			continue
-		}
-		whole = false
-		if err := l.discardCut(ctx, repository, blob); err != nil {
-			return err
-		}
-	}
-	if whole {
-		return nil
-	}
-	// A push stops at a manifest that is there, whatever became of its blobs.
-	if _, err := l.ask(ctx, http.MethodDelete, repository, "manifests/"+d.Digest.String(), ""); err != nil {
 		return err
 	}
 	return remote.Write(to, img, l.client, remote.WithContext(ctx))
@@ -158,20 +149,6 @@ func place(ref string) (repository, tag string, err error) {
 		return "", "", fmt.Errorf("%s has no tag", ref)
 	}
 	return reference.Path(named), tagged.Tag(), nil
-}
-
-// discardCut deletes a stored blob that a crashed machine cut short. distribution itself takes whatever lies
-// under a digest's name for the whole, and would not write it again.
-func (l loader) discardCut(ctx context.Context, repository string, d v1.Descriptor) error {
-	file := l.registry.blobFile(digest.Digest(d.Digest.String()))
-	info, err := os.Stat(file)
-	if err != nil || info.Size() == d.Size {
-		return nil // not there, or only not linked to this repository
-	}
-	if _, err := l.ask(ctx, http.MethodDelete, repository, "blobs/"+d.Digest.String(), ""); err != nil {
-		return err
-	}
-	return os.RemoveAll(filepath.Dir(file))
 }
 
 // has reports whether the registry has what, with d's digest and size.
