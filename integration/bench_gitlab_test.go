@@ -70,7 +70,7 @@ func benchGitLabTrivial(t *testing.T) {
 		var begun, output, final []time.Duration
 		for i := range pairs + 1 {
 			j := ended(t, server, offer[what]())
-			trace := traceOf(t, server, j.ID)
+			trace := gitlabTrace(t, server, j.ID)
 			at := stamps(t, trace)
 			if j.Status != gitlabtest.Success || len(at) != 1 {
 				t.Fatalf("%s %s\n%s", j.Status, j.FailureReason, trace)
@@ -103,7 +103,7 @@ func benchGitLabThroughput(t *testing.T) {
 		}
 		for _, id := range ids {
 			if j := ended(t, server, id); j.Status != gitlabtest.Success {
-				t.Fatalf("%s %s\n%s", j.Status, j.FailureReason, traceOf(t, server, id))
+				t.Fatalf("%s %s\n%s", j.Status, j.FailureReason, gitlabTrace(t, server, id))
 			}
 		}
 		rate := jobs / time.Since(start).Seconds()
@@ -127,7 +127,7 @@ func benchGitLabDinD(t *testing.T) {
 		yes := true
 		j.GitInfo.Protected = &yes
 		end := ended(t, server, server.Offer(j).ID)
-		trace := traceOf(t, server, end.ID)
+		trace := gitlabTrace(t, server, end.ID)
 		at := stamps(t, trace)
 		if end.Status != gitlabtest.Success || len(at) != 2 {
 			t.Fatalf("%s %s\n%s", end.Status, end.FailureReason, trace)

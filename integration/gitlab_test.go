@@ -76,61 +76,13 @@ func ended(t *testing.T, server *gitlabtest.Server, id int64) gitlabtest.Job {
 	return j
 }
 
-func traceOf(t *testing.T, server *gitlabtest.Server, id int64) string {
+func gitlabTrace(t *testing.T, server *gitlabtest.Server, id int64) string {
 	t.Helper()
 	trace, err := server.Trace(id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(trace)
-}
-
-// TestGitLabPipelines runs pipelines as users write them, each a small repository in testdata/pipelines. A pipeline
-// fails if its directory has a file called fails, which says what a trace must then have.
-func TestGitLabPipelines(t *testing.T) {
-	dirs, err := filepath.Glob("testdata/pipelines/*/.gitlab-ci.yml")
-	if err != nil || len(dirs) < 12 {
-		t.Fatalf("%d pipelines: %v", len(dirs), err)
-	}
-	d := startDaemon(t, "capacity: {cpu: 8}\nspare: {size: 2}\n")
-	server := startGitLab(t, gitlabtest.Options{LongPoll: 5 * time.Second})
-	d.register(server, "--concurrent", "4")
-	for _, dir := range dirs {
-		dir = filepath.Dir(dir)
-		t.Run(filepath.Base(dir), func(t *testing.T) {
-			start := time.Now()
-			p, err := server.Run(t.Context(), gitlabtest.RunOptions{Dir: dir})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-			defer cancel()
-			p, err = server.WaitPipeline(ctx, p.ID)
-			if err != nil {
-				t.Error(err)
-			}
-			want := gitlabtest.Success
-			reason, err := os.ReadFile(filepath.Join(dir, "fails"))
-			if err == nil {
-				want = gitlabtest.Failed
-			}
-			var traces strings.Builder
-			for _, id := range p.Jobs {
-				j, err := server.Job(id)
-				if err != nil {
-					t.Fatal(err)
-				}
-				fmt.Fprintf(&traces, "--- job %d %s: %s %s\n%s\n", id, j.Name, j.Status, j.FailureReason, traceOf(t, server, id))
-				if j.Acceptances > 1 {
-					t.Errorf("job %s was accepted %d times", j.Name, j.Acceptances)
-				}
-			}
-			if p.Status != want || !strings.Contains(traces.String(), strings.TrimSpace(string(reason))) {
-				t.Errorf("the pipeline's status is %s, want %s %s:\n%s", p.Status, want, reason, traces.String())
-			}
-			t.Logf("%d jobs in %s", len(p.Jobs), time.Since(start).Round(time.Millisecond))
-		})
-	}
 }
 
 // TestGitLabTraces has 100 jobs write, 20 at once, and compares what arrived, byte by byte.
@@ -147,13 +99,13 @@ func TestGitLabTraces(t *testing.T) {
 	}
 	for i, id := range ids {
 		if j := ended(t, server, id); j.Status != gitlabtest.Success || j.Acceptances != 1 {
-			t.Fatalf("job %d: %s %s, accepted %d times\n%s", i, j.Status, j.FailureReason, j.Acceptances, traceOf(t, server, id))
+			t.Fatalf("job %d: %s %s, accepted %d times\n%s", i, j.Status, j.FailureReason, j.Acceptances, gitlabTrace(t, server, id))
 		}
 		want := sha256.New()
 		for n := range 1000 {
 			fmt.Fprintf(want, "%d.%d [MASKED] %d\n", i, n+1, (n+1)*(i+1))
 		}
-		trace := traceOf(t, server, id)
+		trace := gitlabTrace(t, server, id)
 		at := strings.Index(trace, fmt.Sprintf("\n%d.1 ", i))
 		end := strings.LastIndex(trace, "\nend\n")
 		if at < 0 || end < at {
@@ -181,7 +133,7 @@ func TestGitLabKilled(t *testing.T) {
 		d.start()
 	}
 	for _, id := range ids {
-		j, trace := ended(t, server, id), traceOf(t, server, id)
+		j, trace := ended(t, server, id), gitlabTrace(t, server, id)
 		begun := strings.Count(trace, "\nbegun-")
 		switch {
 		case j.Acceptances > 1 || begun > 1:
@@ -217,7 +169,7 @@ func TestGitLabOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	j := ended(t, server, id)
-	if trace := traceOf(t, server, id); j.Status != gitlabtest.Success || !strings.Contains(trace, "\nbefore\n") || !strings.Contains(trace, "\nafter\n") {
+	if trace := gitlabTrace(t, server, id); j.Status != gitlabtest.Success || !strings.Contains(trace, "\nbefore\n") || !strings.Contains(trace, "\nafter\n") {
 		t.Errorf("%s %s\n%s", j.Status, j.FailureReason, trace)
 	}
 }
@@ -230,16 +182,16 @@ func TestGitLabCancel(t *testing.T) {
 	j := script(debian, "echo begun", "sleep 4270")
 	j.Steps = append(j.Steps, spec.Step{Name: spec.StepAfterScript, Script: []string{"echo the status is $CI_JOB_STATUS"}, When: "always", Timeout: 60, AllowFailure: true})
 	id := server.Offer(j).ID
-	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(traceOf(t, server, id), "\nbegun\n"); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(gitlabTrace(t, server, id), "\nbegun\n"); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("the job does not begin:\n" + traceOf(t, server, id))
+			t.Fatal("the job does not begin:\n" + gitlabTrace(t, server, id))
 		}
 	}
 	if err := server.Cancel(id); err != nil {
 		t.Fatal(err)
 	}
 	end := ended(t, server, id)
-	if trace := traceOf(t, server, id); end.Status != gitlabtest.Canceled || !strings.Contains(trace, "the status is canceled") {
+	if trace := gitlabTrace(t, server, id); end.Status != gitlabtest.Canceled || !strings.Contains(trace, "the status is canceled") {
 		t.Errorf("%s %s\n%s", end.Status, end.FailureReason, trace)
 	}
 }
@@ -259,7 +211,7 @@ func TestGitLabSeveral(t *testing.T) {
 			id := server.Offer(script(debian, "echo here")).ID
 			all.Go(func() {
 				if j := ended(t, server, id); j.Status != gitlabtest.Success {
-					t.Errorf("%s %s\n%s", j.Status, j.FailureReason, traceOf(t, server, id))
+					t.Errorf("%s %s\n%s", j.Status, j.FailureReason, gitlabTrace(t, server, id))
 				}
 			})
 		}
