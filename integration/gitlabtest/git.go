@@ -32,7 +32,7 @@ func (s *Server) snapshot(ctx context.Context, dir string) (commit, error) {
 		return commit{}, err
 	}
 	c := commit{branch: defaulted(s.o.Project.DefaultBranch, "main"), before: zeroSHA}
-	if dir != "" {
+	if r.isTop(ctx, dir) {
 		if branch, err := r.git(ctx, dir, "-C", dir, "symbolic-ref", "--quiet", "--short", "HEAD"); err == nil {
 			c.branch = branch
 		}
@@ -107,12 +107,12 @@ func (s *Server) bare(ctx context.Context, project, dir string) (*repository, er
 	s.mu.Lock()
 	s.repos[project] = r
 	s.mu.Unlock()
-	if dir == "" {
+	if !r.isTop(ctx, dir) {
 		return r, nil
 	}
 	objects, err := r.git(ctx, dir, "-C", dir, "rev-parse", "--path-format=absolute", "--git-path", "objects")
 	if err != nil {
-		return r, nil // no repository
+		return nil, err
 	}
 	if shallow, err := os.ReadFile(filepath.Join(filepath.Dir(objects), "shallow")); err == nil {
 		if err := os.WriteFile(filepath.Join(r.dir, "shallow"), shallow, 0o600); err != nil {
@@ -137,10 +137,9 @@ func (r *repository) state(ctx context.Context, dir string) (string, error) {
 		}
 		return r.commit(ctx, tree, "An empty project")
 	}
-	top, err := r.git(ctx, dir, "-C", dir, "rev-parse", "--show-toplevel")
-	repo := err == nil && sameDir(top, dir)
 	head := ""
-	if repo {
+	if r.isTop(ctx, dir) {
+		var err error
 		if head, err = r.git(ctx, dir, "-C", dir, "rev-parse", "--verify", "--quiet", "HEAD"); err != nil {
 			head = "" // there is no commit yet
 		}
@@ -228,9 +227,17 @@ func gitEnv() []string {
 	}
 }
 
-func sameDir(a, b string) bool {
-	one, err1 := os.Stat(a)
-	two, err2 := os.Stat(b)
+// isTop says whether a directory is a work tree. One within a work tree is a project of its own.
+func (r *repository) isTop(ctx context.Context, dir string) bool {
+	if dir == "" {
+		return false
+	}
+	top, err := r.git(ctx, dir, "-C", dir, "rev-parse", "--show-toplevel")
+	if err != nil {
+		return false
+	}
+	one, err1 := os.Stat(top)
+	two, err2 := os.Stat(dir)
 	return err1 == nil && err2 == nil && os.SameFile(one, two)
 }
 

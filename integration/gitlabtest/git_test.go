@@ -177,6 +177,26 @@ func TestPlainDirectory(t *testing.T) {
 	clean(t, s)
 }
 
+// TestSubdirectory is a project within a repository.
+func TestSubdirectory(t *testing.T) {
+	dir := t.TempDir()
+	git(t, dir, "init", "-q", "-b", "trunk")
+	sub := filepath.Join(dir, "sub")
+	if err := os.Mkdir(sub, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "outside", "x")
+	write(t, sub, ".gitlab-ci.yml", pipelineFile)
+	s := listening(t, Options{})
+	a := newAgent(t, s)
+	if p, err := s.Run(t.Context(), RunOptions{Dir: sub}); err != nil || p.Ref != "main" {
+		t.Fatal(p, err)
+	}
+	if got := git(t, fetch(t, a.take()), "ls-files"); got != ".gitlab-ci.yml" {
+		t.Errorf("files: %s", got)
+	}
+}
+
 // TestGitRefused has who may not fetch, and that nobody may push.
 func TestGitRefused(t *testing.T) {
 	dir := t.TempDir()

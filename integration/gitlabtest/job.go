@@ -106,6 +106,7 @@ type job struct {
 	patching   bool
 	expect     int  // where the next patch begins, as told; -1: no answer may have arrived
 	corrected  bool // the last patch was answered by 416
+	hasty      int  // patches in a row that came too soon
 	lost       bool // the server has lost some of the trace by a fault
 	finalPolls int
 	repeatAt   time.Time // when a final state may be told again
@@ -162,7 +163,7 @@ func (s *Server) assign(j *job, r *runner, system string, f spec.Features) {
 	j.token = "glcbt-64_" + random(12)
 	j.depTokens = map[string]*job{}
 	j.cutTrace()
-	j.expect, j.corrected, j.lost, j.finalPolls, j.toldEnd, j.repeatAt = 0, false, false, 0, false, time.Time{}
+	j.expect, j.corrected, j.hasty, j.lost, j.finalPolls, j.toldEnd, j.repeatAt = 0, false, 0, false, 0, false, time.Time{}
 	j.Updates = nil
 	j.Assignments++
 	j.Clock.Assigned = time.Now()
@@ -268,7 +269,7 @@ func (s *Server) Restarted() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, j := range s.jobs {
-		j.expect, j.corrected, j.toldEnd, j.repeatAt = -1, false, false, time.Time{}
+		j.expect, j.corrected, j.hasty, j.toldEnd, j.repeatAt = -1, false, 0, false, time.Time{}
 	}
 	clear(s.limits)
 }

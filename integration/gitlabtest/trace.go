@@ -120,7 +120,26 @@ func (c *call) append(j *job, body []byte, debug bool) {
 	c.json(http.StatusAccepted, "202")
 }
 
+// maxHasty is how many small patches in a row may come sooner than in half the interval that was told: the first after
+// a pause, and the last.
+const maxHasty = 3
+
+// small is the size, in bytes, of a patch that could have waited.
+const small = 64 << 10
+
+// hurry notes a runner that does not keep to the interval.
+func (c *call) hurry(j *job, n int) {
+	if p := len(j.Patches); p == 0 || n > small || time.Since(j.Patches[p-1].At) >= c.s.o.UpdateInterval/2 {
+		j.hasty = 0
+		return
+	}
+	if j.hasty++; j.hasty == maxHasty {
+		c.note("%d patches in a row before half the interval of %v was over", maxHasty, c.s.o.UpdateInterval)
+	}
+}
+
 func (c *call) store(j *job, body []byte) {
+	c.hurry(j, len(body))
 	start := len(j.trace)
 	j.trace = append(j.trace, body...)
 	j.crc = crc32.Update(j.crc, crc32.IEEETable, body)

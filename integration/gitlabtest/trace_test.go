@@ -62,6 +62,34 @@ func TestPatches(t *testing.T) {
 	breach(t, s, "an empty patch")
 }
 
+// TestInterval has a runner that keeps to the interval, and one that does not.
+func TestInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, Options{})
+		a := newAgent(t, s)
+		s.Offer(spec.Job{})
+		j := a.take()
+		size := 0
+		send := func(n int) {
+			t.Helper()
+			want(t, a.patch(j, size, strings.Repeat("x", n)), http.StatusAccepted)
+			size += n
+		}
+		for range 5 {
+			send(10)
+			time.Sleep(3 * time.Second)
+		}
+		for range 5 {
+			send(100 << 10) // there is much to send
+		}
+		send(10)
+		send(10)
+		clean(t, s)
+		send(10)
+		breach(t, s, "before half the interval")
+	})
+}
+
 // TestSecondPatch is a patch while another is on its way, and a final state at such a time.
 func TestSecondPatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
