@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -58,6 +59,13 @@ type pipeline struct {
 // Run starts a pipeline. The error is ciyaml's, where the file is at fault.
 func (s *Server) Run(ctx context.Context, o RunOptions) (Pipeline, error) {
 	o.Dir = defaulted(o.Dir, s.o.Project.Dir)
+	if o.Dir != "" { // git runs elsewhere
+		dir, err := filepath.Abs(o.Dir)
+		if err != nil {
+			return Pipeline{}, err
+		}
+		o.Dir = dir
+	}
 	commit, err := s.snapshot(ctx, o.Dir)
 	if err != nil {
 		return Pipeline{}, fmt.Errorf("take the project's state: %w", err)
