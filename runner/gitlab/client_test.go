@@ -229,6 +229,8 @@ func TestUpload(t *testing.T) {
 	for name, c := range map[string]struct{ to, token string }{
 		"of the same forge": {"/sub/api/v4/jobs/7/artifacts?elsewhere", "job-token"},
 		"to another host":   {"https://objects.example.com/bucket", ""},
+		"to another path":   {"/objects/1", ""},
+		"by a detour":       {"https://gitlab.example.com/sub/api/v4/../../objects/1", ""},
 	} {
 		t.Run("307 "+name, func(t *testing.T) {
 			n := 0
