@@ -8,6 +8,8 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/url"
+	"path"
+	"strings"
 
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 )
@@ -29,7 +31,7 @@ const (
 
 // UploadArtifact uploads what body writes as an artifact of a job (POST jobs/:id/artifacts). body is called again for
 // each try, and not before the last call has returned; its error is returned as it is. The error wraps ErrForbidden if
-// the job is over, and ErrTooLarge. A redirection to another host is followed without the job's token.
+// the job is over, and ErrTooLarge. A redirection to elsewhere than this forge's API is followed without the job's token.
 func (c *Client) UploadArtifact(ctx context.Context, job spec.Job, o ArtifactOptions, body func(w io.Writer) error) error {
 	query := url.Values{}
 	for key, value := range map[string]string{"artifact_type": o.Type, "artifact_format": o.Format, "expire_in": o.ExpireIn} {
@@ -127,9 +129,9 @@ func (f *failing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// headerFor has the token if the URL is one of this forge: object storage must not see it.
+// headerFor has the token if the URL is one of this forge's API: object storage must not see it, wherever it is.
 func (c *Client) headerFor(where *url.URL, token string) http.Header {
-	if where.Scheme != c.base.Scheme || where.Host != c.base.Host {
+	if where.Scheme != c.base.Scheme || where.Host != c.base.Host || !strings.HasPrefix(path.Clean(where.Path), c.base.Path) {
 		return http.Header{}
 	}
 	return header(headerJobToken, token)

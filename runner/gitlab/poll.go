@@ -42,19 +42,19 @@ type poller struct {
 
 // once asks for one job and returns how long to wait before the next time.
 func (p *poller) once(ctx context.Context) time.Duration {
-	if err := p.cfg.Room(ctx, p.limits()); err != nil {
-		if ctx.Err() == nil {
-			p.ill(err)
-		}
-		return refusedMax
-	}
 	if p.enter(ctx, p.r) != nil {
 		return 0
 	}
 	client, err := p.client(p.r)
+	if err == nil {
+		err = p.cfg.Room(ctx, p.limits())
+	}
 	if err != nil {
 		p.leave(p.r)
-		p.ill(err)
+		if ctx.Err() != nil {
+			return 0
+		}
+		p.ill(err, "")
 		return p.refused.next(err)
 	}
 	// A request that is under way may have been given a job.
@@ -94,21 +94,18 @@ func (p *poller) once(ctx context.Context) time.Duration {
 
 // after says how long to wait after an error.
 func (p *poller) after(err error) time.Duration {
+	problem := p.cfg.Asked(p.r, false, err)
 	var status *StatusError
-	refused := errors.As(err, &status) && status.Status < 500 && !temporary(status.Status)
 	switch {
 	case errors.Is(err, ErrConflict): // another runner was faster
-		_ = p.cfg.Asked(p.r, false, err)
 		if p.races++; p.races <= maxRaces {
 			return 0
 		}
-	case refused || p.failed.attempt >= tries: // else it may pass
-		p.ill(err)
-	default:
-		_ = p.cfg.Asked(p.r, false, err)
-	}
-	if refused && !errors.Is(err, ErrConflict) {
+	case errors.As(err, &status) && status.Status < 500 && !temporary(status.Status):
+		p.ill(err, problem)
 		return p.refused.next(err)
+	case p.failed.attempt >= tries: // else it may pass
+		p.ill(err, problem)
 	}
 	return p.failed.next(err)
 }
@@ -126,8 +123,7 @@ func (p *poller) well(job bool) {
 }
 
 // ill takes down what is wrong, and tells the operator once.
-func (p *poller) ill(err error) {
-	problem := p.cfg.Asked(p.r, false, err)
+func (p *poller) ill(err error, problem string) {
 	status := -1
 	if answer := (*StatusError)(nil); errors.As(err, &answer) {
 		status = answer.Status

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/runnerd/runnerd/runner"
@@ -28,18 +29,20 @@ func (j *job) Stream(s runner.Stream) io.Writer {
 	return j.local.Stream(s)
 }
 
-// lastLine says how the job ended, as gitlab-runner does, unless its steps have said so.
+// lastLine says how the job ended, as gitlab-runner does.
 func (j *job) lastLine(r runner.Result) string {
-	if !r.Times.Ended.IsZero() && r.Reason != runner.ReasonPanic {
-		return ""
-	}
-	switch j.verdict(r).Reason {
-	case spec.JobCanceled:
+	message := strings.TrimPrefix(r.Message, "step "+r.Step+": ")
+	switch v := j.verdict(r); {
+	case v.State == spec.Success:
+		return "\x1b[32;1mJob succeeded\x1b[0;m"
+	case v.Reason == spec.JobCanceled:
 		return failureLine("Job failed: canceled")
-	case spec.RunnerSystemFailure, spec.RunnerInterrupted:
-		return failureLine("Job failed (system failure): %s", r.Message)
+	case r.Outcome == runner.Failed && r.Reason == "":
+		return failureLine("Job failed: exit code %d", r.ExitCode)
+	case v.Reason == spec.RunnerSystemFailure || v.Reason == spec.RunnerInterrupted:
+		return failureLine("Job failed (system failure): %s", message)
 	}
-	return failureLine("Job failed: %s", r.Message)
+	return failureLine("Job failed: %s", message)
 }
 
 // failureLine is how gitlab-runner says in a log what ended the job.

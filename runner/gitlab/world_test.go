@@ -161,16 +161,7 @@ func (s worldStep) Run(ctx context.Context, _ sandbox.Host, out runner.Output) (
 	if run == nil {
 		run = says(fmt.Sprintf("hello from job %d\n", s.a.Job.ID), 0)
 	}
-	exit, err := run(ctx, s.a, out)
-	switch { // as package job does
-	case err != nil:
-		_, _ = fmt.Fprintf(out.Stream(runner.Stdout), "\x1b[31;1mERROR: Job failed (system failure): %v\x1b[0;m\n", err)
-	case !exit.Success():
-		_, _ = fmt.Fprintf(out.Stream(runner.Stdout), "\x1b[31;1mERROR: Job failed: exit code %d\x1b[0;m\n", exit.Code)
-	default:
-		_, _ = io.WriteString(out.Stream(runner.Stdout), "\x1b[32;1mJob succeeded\x1b[0;m\n")
-	}
-	return exit, err
+	return run(ctx, s.a, out)
 }
 
 func (w *world) runs(id int64) int {
