@@ -191,7 +191,7 @@ func (d *Driver) Pull(ctx context.Context, ref string) error {
 // Authorise reports whether one who asks may have an image, for a sandbox that was started with it before they did.
 func (d *Driver) Authorise(ctx context.Context, ref string, how sandbox.Pull) error {
 	if _, err := d.images.find(ctx, ref, how); err != nil {
-		return fmt.Errorf("image %q: %w", ref, err)
+		return &imageError{ref, err}
 	}
 	return nil
 }
