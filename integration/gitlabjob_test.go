@@ -26,6 +26,7 @@ import (
 	gitlabjob "github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/sandbox/sandboxtest"
 	"github.com/runnerd/runnerd/scope"
 )
 
@@ -448,4 +449,11 @@ func TestToolbox(t *testing.T) {
 			t.Errorf("%q: got exit code %d, want %d, and %q, want %q", c.args, code, c.code, out, c.says)
 		}
 	}
+}
+
+// TestContainerWithToolbox holds that a toolbox changes nothing of a sandbox, and is gone with it.
+func TestContainerWithToolbox(t *testing.T) {
+	sandboxtest.Run(t, func(ctx context.Context, id string) (sandbox.Sandbox, error) {
+		return host.container.Start(ctx, nil, sandbox.Spec{ID: id, Image: debian, Toolbox: &sandbox.Toolbox{Image: engine}})
+	}, host.leftovers)
 }

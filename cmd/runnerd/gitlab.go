@@ -6,6 +6,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/gitlab"
@@ -13,71 +16,124 @@ import (
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 )
 
-// startGitLab makes the source of the jobs of all registrations, which asks for them once it is run.
+// tellTimeout is how long, at the daemon's end, forges are told of jobs that have ended. The next start goes on with it.
+const tellTimeout = 15 * time.Second
+
+// startGitLab gets ready to ask the registered forges for jobs, and goes on to tell them of those that an earlier
+// daemon has left.
 func (a *assembly) startGitLab(context.Context) (err error) {
+	c := a.config
 	jobs := a.gitlabJobs()
+	jobs.Archiver = newArchiver(c.Cache)
+	jobs.Caches = func(r runner.Request) job.CacheStore {
+		return gitlabCaches{keptCaches{a.cache, a.ledger, r.Scope, r.ID}}
+	}
 	a.gitlab, err = gitlab.NewManager(gitlab.Config{
-		Dir:     filepath.Join(a.config.StateDir, "gitlab"),
-		Runners: a.enrolment.Runners,
-		Info: func(r gitlab.Registration) spec.Info {
-			info := enrolInfo()
-			info.Executor = r.Executor
-			return info
-		},
-		Prepare: func(ctx context.Context, assigned gitlab.Assigned) (runner.Job, error) {
-			of, err := assignedJob(assigned)
+		Dir: filepath.Join(c.StateDir, "gitlab"), Runners: a.enrolment.Runners, Client: a.gitlabClient,
+		Prepare: func(ctx context.Context, g gitlab.Assigned) (runner.Job, error) {
+			assigned, err := gitlabAssigned(g)
 			if err != nil {
 				return runner.Job{}, err
 			}
-			return job.Prepare(ctx, jobs, of)
+			return job.Prepare(ctx, jobs, assigned)
 		},
-		Adopt: a.queue.Adopt, Room: a.runner.Admission.WaitRoom, Defaults: a.config.Limits.Default.Limits(), MaxLive: a.runner.MaxLive,
-		Asked: a.enrolment.Asked, Log: a.log.With("component", "gitlab"),
+		Adopt: a.queue.Adopt, Room: a.runner.Admission.WaitRoom, Defaults: c.Limits.Default.Limits(), MaxLive: a.runner.MaxLive,
+		Reason: gitlabReason,
+		Asked: func(r gitlab.Registration, given bool, err error) string {
+			a.contacts.Asked(r.Name, given, err)
+			return a.enrolment.Why(r)
+		},
+		Log: a.log.With("component", "gitlab"),
 	})
 	if err != nil {
 		return err
 	}
-	a.later(a.gitlab.Close)
+	a.later(func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+		defer cancel()
+		return a.gitlab.Close(ctx)
+	})
 	return nil
 }
 
-// assignedJob is a job as package job has it.
-func assignedJob(a gitlab.Assigned) (job.Assigned, error) {
-	r := a.Registration
-	var chain []byte
-	if r.CAFile != "" {
-		var err error
-		if chain, err = os.ReadFile(r.CAFile); err != nil {
-			return job.Assigned{}, err
-		}
+// run runs the jobs of all sources until ctx ends, and then those that it has to their ends.
+func (a *assembly) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var forges sync.WaitGroup
+	forges.Go(func() { _ = a.gitlab.Run(ctx) })
+	forges.Go(func() { _ = a.runner.Run(ctx, a.metrics.Source(a.gitlab)) }) // both end with ctx only
+	err := a.runner.Run(ctx, a.metrics.Source(a.queue))
+	cancel(err)
+	forges.Wait()
+	return err
+}
+
+// gitlabClient is the client of a registration's forge for its jobs.
+func (a *assembly) gitlabClient(r gitlab.Registration) (*gitlab.Client, error) {
+	info := enrolInfo()
+	info.Executor = r.Executor
+	return gitlab.NewClient(r.URL, gitlab.ClientOptions{
+		Info: info, CAFile: r.CAFile, Observe: func(k gitlab.Call) { a.metrics.Forge(r, k) },
+	})
+}
+
+// gitlabReason is why a job failed, where its error says so.
+func gitlabReason(err error) spec.FailureReason {
+	var f *job.Failure
+	if errors.As(err, &f) {
+		return f.Reason
 	}
-	return job.Assigned{
-		ID: a.ID, Job: a.Job, Stop: a.Stop, Forge: jobForge{a.Client, a.Job},
-		ConcurrentID: a.ConcurrentID, ConcurrentProjectID: a.ConcurrentProjectID, CorrelationID: a.CorrelationID,
+	return ""
+}
+
+// gitlabAssigned is a job as package job wants it.
+func gitlabAssigned(g gitlab.Assigned) (job.Assigned, error) {
+	r := g.Registration
+	a := job.Assigned{
+		ID: g.ID,
 		Runner: job.Runner{
-			Name: r.Name, ShortToken: gitlab.ShortToken(r.Token), SystemID: r.SystemID, URL: r.URL, CloneURL: r.CloneURL, CAChain: string(chain),
+			Name: r.Name, ShortToken: shortRunnerToken(r.Token), SystemID: r.SystemID, URL: r.URL, CloneURL: r.CloneURL,
 			Nesting: r.Nesting, Image: r.Image, Pull: r.Pull, Limits: r.Limits, Env: r.Env, Builds: r.Builds,
 		},
-	}, nil
+		Job: g.Job, Forge: gitlabForge{g.Client, g.Job}, Stop: g.Stop,
+		ConcurrentID: g.ConcurrentID, ConcurrentProjectID: g.ConcurrentProjectID, CorrelationID: g.CorrelationID,
+	}
+	if r.CAFile != "" {
+		pem, err := os.ReadFile(r.CAFile)
+		if err != nil {
+			return a, err
+		}
+		a.Runner.CAChain = string(pem)
+	}
+	return a, nil
 }
 
-// jobForge is where a job's artifacts are kept.
-type jobForge struct {
-	client *gitlab.Client
-	job    spec.Job
+// shortRunnerToken is as much of a token as jobs see, without its prefix (gitlab-runner, helpers/shorten_token.go).
+func shortRunnerToken(token string) string {
+	short := gitlab.ShortToken(token)
+	for _, prefix := range []string{"glrtr-", "glrt-", "GR1348941"} {
+		short = strings.TrimPrefix(short, prefix)
+	}
+	return short
 }
 
-func (f jobForge) UploadArtifact(ctx context.Context, o job.ArtifactOptions, body func(io.Writer) error) error {
-	return f.client.UploadArtifact(ctx, f.job, gitlab.ArtifactOptions{Type: o.Type, Format: o.Format, ExpireIn: o.ExpireIn, Name: o.Name}, body)
+// gitlabForge is where the artifacts of a job go.
+type gitlabForge struct {
+	*gitlab.Client
+	job spec.Job
 }
 
-func (f jobForge) DownloadArtifact(ctx context.Context, d spec.Dependency, w io.Writer) error {
-	return f.client.DownloadArtifact(ctx, d, w)
+// UploadArtifact uploads; see job.Forge.
+func (f gitlabForge) UploadArtifact(ctx context.Context, o job.ArtifactOptions, body func(io.Writer) error) error {
+	return f.Client.UploadArtifact(ctx, f.job, gitlab.ArtifactOptions{Name: o.Name, Type: o.Type, Format: o.Format, ExpireIn: o.ExpireIn}, body)
 }
 
-func (jobForge) Status(err error) int {
-	if status := (*gitlab.StatusError)(nil); errors.As(err, &status) {
-		return status.Status
+// Status is that of an error; see job.Forge.
+func (gitlabForge) Status(err error) int {
+	var s *gitlab.StatusError
+	if errors.As(err, &s) {
+		return s.Status
 	}
 	return 0
 }

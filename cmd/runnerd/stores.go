@@ -26,7 +26,7 @@ func (a *assembly) stores() []budget.Store {
 		a.logs.Budget(),
 		budget.Directories{Label: "outputs", Paths: in("outputs")},       // removed when fetched, or after outputs.keep
 		budget.Directories{Label: "workspaces", Paths: in("workspaces")}, // removed after the build
-		budget.Directories{Label: "journal", Paths: in("queue", "ledger", "builders")},
+		budget.Directories{Label: "journal", Paths: in("queue", "ledger", "builders", "runners", "gitlab")},
 	}
 	if a.config.Containerd.Address == "" { // else its images lie we do not know where
 		all = append(all, imageStore{a.driver, in("containerd")[0]})

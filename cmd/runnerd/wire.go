@@ -103,15 +103,6 @@ func assemble(ctx context.Context, c *config.Config, engines engine.Set, log *sl
 	}, nil
 }
 
-// run runs the jobs of all sources until ctx ends.
-func (a *assembly) run(ctx context.Context) error {
-	sources, ctx := errgroup.WithContext(ctx)
-	sources.Go(func() error { return a.runner.Run(ctx, a.metrics.Source(a.queue)) })
-	sources.Go(func() error { return a.gitlab.Run(ctx) })
-	sources.Go(func() error { return a.runner.Run(ctx, a.metrics.Source(a.gitlab)) })
-	return sources.Wait()
-}
-
 func (a *assembly) later(undo func(ctx context.Context) error) { a.undo = append(a.undo, undo) }
 
 func (a *assembly) close(ctx context.Context) error {

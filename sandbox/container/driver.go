@@ -193,7 +193,7 @@ func (d *Driver) Pull(ctx context.Context, ref string) error {
 func (d *Driver) Authorise(ctx context.Context, ref string, how sandbox.Pull) (digest string, err error) {
 	f, err := d.images.find(ctx, ref, how)
 	if err != nil {
-		return "", fmt.Errorf("image %q: %w", ref, err)
+		return "", &imageError{ref, err}
 	}
 	return f.digest.String(), nil
 }

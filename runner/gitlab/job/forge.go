@@ -23,6 +23,9 @@ import (
 // maxConnections is how many connections of one job to one address are carried on at once; others wait.
 const maxConnections = 128
 
+// resolveTimeout bounds how long a name server may take. Who asks for jobs by the same name has just had an answer.
+const resolveTimeout = 2 * time.Second
+
 // Resolver finds the addresses of hosts, as package net's does.
 type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
@@ -106,6 +109,8 @@ func (e endpoint) way(ctx context.Context, c Config) (_ way, ok bool) {
 		return way{}, false
 	}
 	// What a name server says is believed for addresses that others reach, too.
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
 	found, _ := c.Resolver.LookupNetIP(ctx, "ip", e.host)
 	for _, addr := range found {
 		if addr = addr.Unmap(); addr.Is4() && !addr.IsLoopback() && c.own(addr) {

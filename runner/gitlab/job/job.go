@@ -73,7 +73,7 @@ func (c Config) Machine() Config {
 // Runner is what of a runner's registration concerns its jobs.
 type Runner struct {
 	Name       string
-	ShortToken string // as much of it as may be shown
+	ShortToken string // as much of its token as may be shown
 	SystemID   string
 	URL        string // of the forge, without a slash at its end
 	CloneURL   string // of repositories, if not as the forge says
