@@ -154,3 +154,35 @@ func tail(text string) string {
 	const enough = 8000
 	return text[max(0, len(text)-enough):]
 }
+
+// TestExecInterrupted cancels a pipeline by Ctrl-C: its after_script still runs, and nothing of it stays in the daemon.
+func TestExecInterrupted(t *testing.T) {
+	d := startDaemon(t, "")
+	dir := t.TempDir()
+	file := filepath.Join(dir, ".gitlab-ci.yml")
+	text := "long: {image: 'debian:bookworm-slim', script: [echo started, sleep 300], after_script: ['echo after: $CI_JOB_STATUS']}\nnext: {stage: deploy, script: echo}\n"
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, code := d.runContext(t.Context(), func(p *os.Process) {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+			if all := d.jobs(); len(all) > 0 {
+				if log, _, _ := d.run("logs", all[0].ID); strings.Contains(log, "started") {
+					break
+				}
+			}
+		}
+		_ = p.Signal(os.Interrupt)
+	}, "exec", file)
+	for _, want := range []string{"long | started", "long | after: canceled", "Pipeline canceled in"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("the output has no %q", want)
+		}
+	}
+	if code != 130 || t.Failed() {
+		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	if out, _, _ := d.run("runners", "--json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("the runner is still there: %s", out)
+	}
+}

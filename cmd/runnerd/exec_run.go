@@ -145,7 +145,7 @@ func (e *execution) follow(ctx context.Context, signals <-chan os.Signal) (execO
 			if e.stops++; e.stops > 1 {
 				return e.abandon(ctx)
 			}
-			e.a.say(false, "cancelling the pipeline; after_script still runs, and once more ends it at once")
+			e.a.say(false, "cancelling the pipeline: jobs learn of it with what they say next, or within 30 s, and after_script still runs; once more ends it at once")
 			if err := e.server.CancelPipeline(e.id); err != nil {
 				return execOutcome{}, err
 			}
