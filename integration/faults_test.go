@@ -334,12 +334,13 @@ target "long" {
   args = { ROUND = "" }
   dockerfile-inline = "FROM debian:bookworm-slim\nARG ROUND\nRUN echo $ROUND; (trap '' TERM INT; sleep 4272) & sleep 4272\n"
 }
+target "warm" { dockerfile-inline = "FROM debian:bookworm-slim\nRUN true\n" }
 target "other" {
   args = { ROUND = "" }
   dockerfile-inline = "FROM debian:bookworm-slim\nARG ROUND\nRUN for i in 1 2 3 4 5 6 7 8; do echo $ROUND; sleep 1; done; echo done >/done\n"
 }
 `)
-	d.want(0, "", "build", dir, "other", "--set", "other.args.ROUND=warm") // the worker is there
+	d.want(0, "", "build", dir, "warm") // the worker is there
 	builders := processesWith("buildkitd")
 	for name, end := range map[string]func(client *os.Process, job string){
 		"Ctrl-C": func(client *os.Process, _ string) { _ = client.Signal(syscall.SIGINT) },
@@ -543,6 +544,7 @@ func (d *daemon) instance() string {
 	return "runnerd-" + hex.EncodeToString(sum[:4])
 }
 
+// stateDir is one whose registry has the images already, as a daemon finds it that has run before.
 func stateDir(t *testing.T) string {
 	t.Helper()
 	state, err := os.MkdirTemp("/var/tmp", "runnerd-daemon-")
@@ -553,6 +555,9 @@ func stateDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(state) })
+	if err := linkTree(host.preloaded, filepath.Join(state, "registry")); err != nil {
+		t.Fatal(err)
+	}
 	return state
 }
 

@@ -30,6 +30,7 @@ type machine struct {
 	name      string
 	dir       string
 	port      int
+	preloaded string // a registry's directory with the images
 	container *container.Driver
 	dind      *dind.Driver
 }
@@ -75,11 +76,18 @@ func startMachine() (_ *machine, _ func(), err error) {
 	}
 	ctx := context.Background()
 	quiet := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	reg, err := registry.New(ctx, registry.Config{Root: filepath.Join(dir, "registry"), Log: quiet})
+	preloaded := filepath.Join(dir, "preloaded")
+	reg, err := registry.New(ctx, registry.Config{Root: preloaded, Log: quiet})
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := reg.Preload(ctx, filepath.Join(bin, "images")); err != nil {
+	if err := errors.Join(reg.Preload(ctx, filepath.Join(bin, "images")), reg.Close()); err != nil {
+		return nil, nil, err
+	}
+	if err := linkTree(preloaded, filepath.Join(dir, "registry")); err != nil {
+		return nil, nil, err
+	}
+	if reg, err = registry.New(ctx, registry.Config{Root: filepath.Join(dir, "registry"), Log: quiet}); err != nil {
 		return nil, nil, err
 	}
 	listener, err := net.Listen("tcp", "0.0.0.0:0")
@@ -90,7 +98,7 @@ func startMachine() (_ *machine, _ func(), err error) {
 	go server.Serve(listener)
 	port := listener.Addr().(*net.TCPAddr).Port
 
-	h := &machine{name: "runnerd-it", dir: dir, port: port}
+	h := &machine{name: "runnerd-it", dir: dir, port: port, preloaded: preloaded}
 	h.container, err = container.New(ctx, container.Config{
 		Name: h.name, StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
 		EngineDir: filepath.Join(bin, "engines"), Mirror: fmt.Sprintf("127.0.0.1:%d", port),
@@ -114,6 +122,25 @@ func startMachine() (_ *machine, _ func(), err error) {
 		}
 		os.RemoveAll(dir)
 	}, nil
+}
+
+// linkTree makes a registry's directory like another, in no time: its files are never written in place but for the lock.
+func linkTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(to, rel), 0o700)
+		case rel == "lock":
+			return nil
+		}
+		return os.Link(path, filepath.Join(to, rel))
+	})
 }
 
 // leftovers lists what is left of sandboxes whose id starts with prefix.

@@ -27,7 +27,7 @@ const host = "localhost:5000"
 // Preload puts every image of the OCI layout in dir into the registry, under the name in its annotation
 // org.opencontainers.image.ref.name: "debian:bookworm-slim" becomes the tag bookworm-slim of
 // library/debian, as a client that takes the registry for a mirror of Docker Hub asks for it. An image that
-// is there already costs a few requests and reading it once, to be checked; a tag that means another image is moved. A digest
+// is there already costs a few requests; a tag that means another image is moved. A digest
 // that does not fit is an error, and so is an image without a name; the others are still put in.
 func (r *Registry) Preload(ctx context.Context, dir string) error {
 	p, err := layout.FromPath(dir)

@@ -14,8 +14,8 @@ import (
 
 // stock puts the blobs of an image into the store and links them to its repository: all that pushing it does but for
 // the manifest. A push would read and hash each three times, and wait for the disk. Here a blob is copied by the kernel,
-// cloned where the file system can, and read once, to be checked. It need not have reached the disk: what a crash of
-// the machine cuts off, the next start finds to be damaged and copies again.
+// cloned where the file system can, and read once, to be checked. It need not have reached the disk: one that a crash of
+// the machine cuts off is copied again by the next start, and none is served before it was checked.
 func (l loader) stock(ctx context.Context, repository string, index v1.ImageIndex, d v1.Descriptor) error {
 	if d.MediaType.IsIndex() {
 		child, err := index.ImageIndex(d.Digest)
@@ -64,8 +64,8 @@ func (l loader) stockBlob(ctx context.Context, repository string, d v1.Descripto
 		return err
 	}
 	_, err, _ := r.layouts.copying.Do(want.String(), func() (any, error) {
-		if r.intact(ctx, want) {
-			return nil, nil
+		if info, err := os.Stat(r.blobFile(want)); err == nil && info.Size() == d.Size {
+			return nil, nil // read checks it
 		}
 		return nil, l.copyBlob(ctx, d, want)
 	})
@@ -83,7 +83,10 @@ func (l loader) stockBlob(ctx context.Context, repository string, d v1.Descripto
 	if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {
 		return err
 	}
-	return os.WriteFile(link, []byte(want), 0o600)
+	if err := os.WriteFile(link+".new", []byte(want), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(link+".new", link)
 }
 
 // copyStep is how much is copied between two looks whether to go on, in bytes.
