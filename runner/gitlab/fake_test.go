@@ -414,8 +414,8 @@ func saysState(body []byte, s spec.State) bool {
 	return bytes.Contains(body, []byte(`"state":"`+string(s)+`"`))
 }
 
-// once lets a fault happen the first n times that it may.
-func once(n int, f func(r *http.Request, body []byte) (fault, bool)) func(*http.Request, []byte) fault {
+// fewTimes lets a fault happen the first n times that it may.
+func fewTimes(n int, f func(r *http.Request, body []byte) (fault, bool)) func(*http.Request, []byte) fault {
 	var mu sync.Mutex
 	return func(r *http.Request, body []byte) fault {
 		mu.Lock()

@@ -263,7 +263,7 @@ func TestTwoPhases(t *testing.T) {
 	} {
 		t.Run("accepting: "+name, func(t *testing.T) {
 			virtual(t, func(t *testing.T, w *world) {
-				w.fake.fault = once(1, func(r *http.Request, body []byte) (fault, bool) {
+				w.fake.fault = fewTimes(1, func(r *http.Request, body []byte) (fault, bool) {
 					if c.state != "" && saysState(body, spec.Running) {
 						for id := range w.fake.jobs {
 							w.fake.set(id, c.state)
@@ -293,7 +293,7 @@ func TestTwoPhases(t *testing.T) {
 	}
 	t.Run("accepting: the answer is lost", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
-			w.fake.fault = once(1, func(_ *http.Request, body []byte) (fault, bool) {
+			w.fake.fault = fewTimes(1, func(_ *http.Request, body []byte) (fault, bool) {
 				return fault{after: true}, saysState(body, spec.Running)
 			})
 			id := w.fakeStart()
@@ -343,7 +343,7 @@ func TestTwoPhases(t *testing.T) {
 	})
 	t.Run("the answer that gives the job is lost", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
-			w.fake.fault = once(1, func(r *http.Request, _ []byte) (fault, bool) { return fault{after: true}, isRequest(r) })
+			w.fake.fault = fewTimes(1, func(r *http.Request, _ []byte) (fault, bool) { return fault{after: true}, isRequest(r) })
 			id := w.fakeStart()
 			if j := w.over(id, 10*time.Minute); j.assigned != 2 || w.runs(id) != 1 {
 				t.Errorf("%+v", j)

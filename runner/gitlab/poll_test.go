@@ -53,7 +53,7 @@ func TestPoll(t *testing.T) {
 	t.Run("409: again at once", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
 			n := 0
-			w.fake.fault = once(10, func(r *http.Request, _ []byte) (fault, bool) {
+			w.fake.fault = fewTimes(10, func(r *http.Request, _ []byte) (fault, bool) {
 				n++
 				return fault{status: http.StatusConflict}, isRequest(r)
 			})
@@ -118,7 +118,7 @@ func TestPoll(t *testing.T) {
 		} {
 			for _, status := range []int{429, 503} {
 				virtual(t, func(t *testing.T, w *world) {
-					w.fake.fault = once(1, func(r *http.Request, _ []byte) (fault, bool) { return fault{status: status, header: h()}, isRequest(r) })
+					w.fake.fault = fewTimes(1, func(r *http.Request, _ []byte) (fault, bool) { return fault{status: status, header: h()}, isRequest(r) })
 					began := time.Now()
 					w.over(w.fakeStart(), 200*time.Second)
 					if took := time.Since(began); took < 99*time.Second || took > 101*time.Second {

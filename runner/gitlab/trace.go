@@ -17,9 +17,9 @@ const (
 	touchAfter      = 30 * time.Second // of nothing sent, the server is told that the job still runs
 	// finalPatience is how long a job's end is tried to be told.
 	finalPatience = time.Hour
-	// firstGap is the time between a job's first patch, which is sent at once, and its second. From one patch to the
-	// next it doubles, up to the interval: who starts a job wants to see that it begins.
-	firstGap = 25 * time.Millisecond
+	// firstGap is the time between a job's first patch, which is sent at once, and its second; then it is the interval.
+	// Who starts a job wants to see that it begins.
+	firstGap = 250 * time.Millisecond
 	// patchPatience is how long a patch that is under way when the job ends is waited for before it is sent anew.
 	patchPatience = 30 * time.Second
 )
@@ -117,7 +117,7 @@ func (t *trace) follow(ctx context.Context) {
 		default:
 			wait.reset()
 			notBefore = time.Now().Add(min(gap, t.interval))
-			gap = min(2*gap, maxInterval)
+			gap = maxInterval
 		}
 	}
 }

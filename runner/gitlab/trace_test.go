@@ -163,7 +163,7 @@ func TestTrace(t *testing.T) {
 					}
 					return sandbox.Exit{}, nil
 				}
-				w.fake.fault = once(c.n, c.fault)
+				w.fake.fault = fewTimes(c.n, c.fault)
 				id := w.fakeStart()
 				j := w.over(id, 20*time.Minute)
 				text, _, _ := strings.Cut(string(j.trace), "\x1b")
@@ -178,7 +178,7 @@ func TestTrace(t *testing.T) {
 	t.Run("416: it goes on where the server says", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
 			w.run = says("0123456789\n", 10*time.Second)
-			w.fake.fault = once(1, func(r *http.Request, _ []byte) (fault, bool) { // as if it had lost some of the log
+			w.fake.fault = fewTimes(1, func(r *http.Request, _ []byte) (fault, bool) { // as if it had lost some of the log
 				if !isPatch(r) || r.Header.Get("Content-Range") == "0-10" {
 					return fault{}, false
 				}
@@ -197,7 +197,7 @@ func TestTrace(t *testing.T) {
 	t.Run("412: all of it is sent again", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
 			w.run = says("0123456789\n", time.Second)
-			w.fake.fault = once(1, func(_ *http.Request, body []byte) (fault, bool) {
+			w.fake.fault = fewTimes(1, func(_ *http.Request, body []byte) (fault, bool) {
 				if saysState(body, spec.Success) {
 					for _, j := range w.fake.jobs {
 						j.trace[0] = 'X'
