@@ -100,7 +100,8 @@ func (t *trace) follow(ctx context.Context) {
 		}
 
 		var err error
-		if patching := pending && !time.Now().Before(notBefore); patching {
+		patching := pending && !time.Now().Before(notBefore)
+		if patching {
 			err = t.patch(calls)
 		} else {
 			err = t.touch(calls)
@@ -116,8 +117,10 @@ func (t *trace) follow(ctx context.Context) {
 			notBefore = time.Now()
 		default:
 			wait.reset()
-			notBefore = time.Now().Add(min(gap, t.interval))
-			gap = maxInterval
+			if patching {
+				notBefore = time.Now().Add(min(gap, t.interval))
+				gap = maxInterval
+			}
 		}
 	}
 }
