@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/runnerd/runnerd/budget"
+	"github.com/runnerd/runnerd/scope"
 )
 
 var _ budget.Store = (*Store)(nil)
@@ -100,7 +101,7 @@ func (s *Store) Remove(ctx context.Context, ids []string) (freed int64, err erro
 	projects := map[string]bool{}
 	for _, id := range ids {
 		project, rest, _ := strings.Cut(id, "/")
-		if dir, _, _ := strings.Cut(rest, "/"); len(project) != 16 || "/"+dir+"/" != entriesDir && "/"+dir+"/" != artifactsDir {
+		if dir, _, _ := strings.Cut(rest, "/"); len(project) != scope.IDLen || "/"+dir+"/" != entriesDir && "/"+dir+"/" != artifactsDir {
 			errs = append(errs, fmt.Errorf("%q is no entry of %s", id, s.Name()))
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,8 @@ import (
 
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
+
+	"github.com/runnerd/runnerd/scope"
 )
 
 // object is one in the bucket.
@@ -41,7 +44,7 @@ func (s *Store) list(ctx context.Context, prefix string, fn func(object) error) 
 	}
 }
 
-// walk is list of a directory. The bucket's own fails when a file goes away meanwhile.
+// walk is list of a directory. The bucket's own reads the whole of it and fails when a file goes away meanwhile.
 func (s *Store) walk(ctx context.Context, prefix string, fn func(object) error) error {
 	return filepath.WalkDir(filepath.Join(s.dir, prefix), func(name string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -69,6 +72,15 @@ func (s *Store) walk(ctx context.Context, prefix string, fn func(object) error) 
 
 // projects lists the projects that have anything.
 func (s *Store) projects(ctx context.Context) (ids []string, err error) {
+	if s.Local() {
+		all, err := os.ReadDir(s.dir)
+		for _, d := range all {
+			if d.IsDir() && len(d.Name()) == scope.IDLen {
+				ids = append(ids, d.Name())
+			}
+		}
+		return ids, err
+	}
 	objects := s.bucket.List(&blob.ListOptions{Delimiter: "/"})
 	for {
 		o, err := objects.Next(ctx)
@@ -78,7 +90,7 @@ func (s *Store) projects(ctx context.Context) (ids []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if id := strings.TrimSuffix(o.Key, "/"); o.IsDir && len(id) == 16 {
+		if id := strings.TrimSuffix(o.Key, "/"); o.IsDir && len(id) == scope.IDLen {
 			ids = append(ids, id)
 		}
 	}

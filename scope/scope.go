@@ -49,11 +49,14 @@ func (s Scope) String() string {
 	return text
 }
 
+// IDLen is the length of an ID.
+const IDLen = 16
+
 // ID names the scope in file names, sandbox ids and keys: 16 hexadecimal digits. Projects are foreign text, so
 // by their hash; each part is preceded by its length, so that no two scopes have one text.
 func (s Scope) ID() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s %d:%s %s", len(s.Forge), s.Forge, len(s.Project), s.Project, s.level()))
-	return hex.EncodeToString(sum[:8])
+	return hex.EncodeToString(sum[:IDLen/2])
 }
 
 // level is Trust, with whatever is not Trusted taken for Untrusted.

@@ -17,7 +17,6 @@ import (
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/runner/api"
-	"github.com/runnerd/runnerd/sandbox"
 )
 
 // What reading one plan may use. Build files are programs, and strangers write them.
@@ -27,6 +26,7 @@ const (
 	planTurn    = 30 * time.Second // that one waits for others; with planTime less than an answer may take
 	planMemory  = 512 << 20        // bytes
 	planOutput  = 16 << 20         // bytes
+	planErrors  = 4 << 10          // bytes
 	plansAtOnce = 2
 )
 
@@ -89,7 +89,7 @@ type planProcess struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	stdout *limited
-	stderr *sandbox.Tail
+	stderr *limited // its start, where a Go program that dies says why; stacks as long as can be follow
 }
 
 func (p planner) start() (_ *planProcess, err error) {
@@ -97,7 +97,7 @@ func (p planner) start() (_ *planProcess, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &planProcess{stdout: &limited{left: planOutput}, stderr: sandbox.NewTail(16 << 10), cmd: exec.CommandContext(p.done, self, planCommand)}
+	c := &planProcess{stdout: &limited{left: planOutput}, stderr: &limited{left: planErrors}, cmd: exec.CommandContext(p.done, self, planCommand)}
 	// Nothing of ours is seen: bake looks into the environment, and compose into the working directory.
 	c.cmd.Dir, c.cmd.Env = "/", []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
 	c.cmd.Stdout, c.cmd.Stderr = c.stdout, c.stderr
@@ -185,19 +185,19 @@ func (p planner) read(ctx context.Context, in buildkit.Input) (buildkit.Plan, er
 	}
 	err = c.run(ctx, input)
 	go p.startAhead()
-	stdout, stderr := c.stdout, c.stderr
+	stdout, stderr := c.stdout, string(c.stderr.text)
 	var out planOutcome
 	switch state := c.cmd.ProcessState; {
 	case ctx.Err() != nil:
 		return out.Plan, context.Cause(ctx)
 	case stdout.left < 0:
 		return out.Plan, invalid("the build's plan is larger than %d bytes: %s", planOutput, advice)
-	case state != nil && state.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL, strings.Contains(stderr.String(), "SIGXCPU"):
+	case state != nil && state.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL, strings.Contains(stderr, "SIGXCPU"):
 		return out.Plan, invalid("reading the build files takes more than %d s of processor time: %s", planCPU, advice)
-	case err != nil && strings.Contains(stderr.String(), "out of memory"), err != nil && strings.Contains(stderr.String(), "cannot allocate memory"):
+	case err != nil && strings.Contains(stderr, "out of memory"), err != nil && strings.Contains(stderr, "cannot allocate memory"):
 		return out.Plan, invalid("reading the build files takes more than %d MiB of memory: %s", planMemory>>20, advice)
 	case err != nil:
-		first, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
+		first, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n")
 		return out.Plan, fmt.Errorf("reading the build files failed: %w: %s", err, first)
 	}
 	if err := json.Unmarshal(stdout.text, &out); err != nil {
@@ -220,9 +220,10 @@ type limited struct {
 }
 
 func (l *limited) Write(p []byte) (int, error) {
+	fits := min(len(p), max(l.left, 0))
+	l.text = append(l.text, p[:fits]...)
 	if l.left -= len(p); l.left < 0 {
-		return 0, io.ErrShortBuffer
+		return fits, io.ErrShortBuffer
 	}
-	l.text = append(l.text, p...)
-	return len(p), nil
+	return fits, nil
 }
