@@ -38,7 +38,7 @@ func (a *assembly) startGitLab(context.Context) (err error) {
 			return job.Prepare(ctx, jobs, assigned)
 		},
 		Adopt: a.queue.Adopt, Room: a.runner.Admission.WaitRoom, Defaults: c.Limits.Default.Limits(), MaxLive: a.runner.MaxLive,
-		Reason: gitlabReason,
+		Reason: gitlabReason, Observe: a.metrics.Phase,
 		Asked: func(r gitlab.Registration, given bool, err error) string {
 			a.contacts.Asked(r.Name, given, err)
 			return a.enrolment.Why(r)

@@ -45,6 +45,7 @@ type Metrics struct {
 	logBytes    *prometheus.CounterVec
 	cpu         *prometheus.CounterVec
 	calls       *prometheus.HistogramVec
+	phases      *prometheus.CounterVec
 	forDisk     prometheus.Gauge
 }
 
@@ -73,6 +74,9 @@ func New(version string) *Metrics {
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "runnerd_forge_request_duration_seconds", Help: "Each try of each request to a forge; status 0: no answer. The forge holds requests for jobs.", Buckets: callBuckets(),
 		}, []string{"forge", "method", "endpoint", "status"}),
+		phases: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "runnerd_forge_job_phases_total", Help: "Jobs of forges by what they have come to: assigned, accepted, canceling, lost, returned, decided, done; untold: the forge could not be told how it ended.",
+		}, []string{"runner", "phase"}),
 		forDisk: prometheus.NewGauge(prometheus.GaugeOpts{Name: "runnerd_jobs_waiting_for_disk", Help: "Admitted jobs that wait for room on the disk."}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -80,7 +84,7 @@ func New(version string) *Metrics {
 	})
 	build.Set(1)
 	m.registry.MustRegister(
-		build, m.finished, m.duration, m.phase, m.firstOutput, m.logBytes, m.cpu, m.calls, m.forDisk,
+		build, m.finished, m.duration, m.phase, m.firstOutput, m.logBytes, m.cpu, m.calls, m.phases, m.forDisk,
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector(),
 	)
 	return m
@@ -137,4 +141,9 @@ func (m *Metrics) Room(room func(ctx context.Context, waiting func(string)) erro
 // Forge notes one try of a request to a registration's forge.
 func (m *Metrics) Forge(r gitlab.Registration, k gitlab.Call) {
 	m.calls.WithLabelValues(r.Host(), k.Method, k.Endpoint, fmt.Sprint(k.Status)).Observe(k.Took.Seconds())
+}
+
+// Phase is a gitlab.Config.Observe.
+func (m *Metrics) Phase(e gitlab.Event) {
+	m.phases.WithLabelValues(e.Registration, string(e.Phase)).Inc()
 }

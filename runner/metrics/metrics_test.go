@@ -94,6 +94,7 @@ func full(t *testing.T) (*Metrics, *runner.Admission) {
 		return []gitlab.Registration{{Name: "one", TokenExpires: time.Unix(2000000000, 0)}, {Name: "two"}}
 	}, contacts.Of)
 	m.Forge(gitlab.Registration{URL: "https://gitlab.example.com"}, gitlab.Call{Method: "POST", Endpoint: "jobs/request", Status: 204, Took: time.Second})
+	m.Phase(gitlab.Event{Registration: "one", Phase: gitlab.PhaseLost, Project: "secret/project"})
 	return m, a
 }
 
@@ -142,6 +143,7 @@ func TestParts(t *testing.T) {
 		{0, "runnerd_runner_polls_total", []string{"runner=two", "result=job"}},
 		{2000000000, "runnerd_runner_token_expiry_timestamp_seconds", []string{"runner=one"}},
 		{1, "runnerd_forge_request_duration_seconds", []string{"forge=gitlab.example.com", "method=POST", "endpoint=jobs/request", "status=204"}},
+		{1, "runnerd_forge_job_phases_total", []string{"runner=one", "phase=lost"}},
 	} {
 		if got := value(t, f, c.name, c.labels...); got != c.want {
 			t.Errorf("%s %v: %v, want %v", c.name, c.labels, got, c.want)

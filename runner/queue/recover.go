@@ -91,7 +91,7 @@ func afterRestart(begun bool, cancelled string, secrets bool) *runner.Result {
 	case secrets:
 		return &runner.Result{
 			Outcome: runner.Errored, Reason: ReasonSecretsLost,
-			Message: "runnerd was restarted while this job was queued, and secrets are kept in memory only: submit it again",
+			Message: "runnerd was restarted while this job waited, and secrets are kept in memory only: submit it again, or retry it where it came from",
 		}
 	}
 	return nil

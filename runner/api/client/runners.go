@@ -47,8 +47,9 @@ func (c *Client) RegisterFor(ctx context.Context, n api.NewRunner) (r api.Runner
 		_ = res.Body.Close()
 	}
 	if err := json.NewDecoder(res.Body).Decode(&r); err != nil {
+		err = c.unreachable(ctx, fmt.Errorf("the answer was cut off: %w", err)) // before ctx is ended
 		end()
-		return r, nil, c.unreachable(ctx, fmt.Errorf("the answer was cut off: %w", err))
+		return r, nil, err
 	}
 	return r, end, nil
 }

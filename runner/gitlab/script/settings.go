@@ -59,7 +59,6 @@ type Settings struct {
 
 	// Of gitlab-runner's feature flags, those that mean something here.
 	ScriptSections            bool // FF_SCRIPT_SECTIONS
-	Timestamps                bool // FF_TIMESTAMPS
 	ExitCodeCheck             bool // FF_ENABLE_BASH_EXIT_CODE_CHECK
 	CleanUpFailedCacheExtract bool // FF_CLEAN_UP_FAILED_CACHE_EXTRACT
 	HashCacheKeys             bool // FF_HASH_CACHE_KEYS
@@ -102,7 +101,6 @@ func (v *Variables) Settings(job spec.Job) Settings {
 		DockerAuthConfig:        v.Value("DOCKER_AUTH_CONFIG"),
 
 		ScriptSections:            r.bool("FF_SCRIPT_SECTIONS", false),
-		Timestamps:                r.bool("FF_TIMESTAMPS", true),
 		ExitCodeCheck:             r.bool("FF_ENABLE_BASH_EXIT_CODE_CHECK", false),
 		CleanUpFailedCacheExtract: r.bool("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false),
 		HashCacheKeys:             r.bool("FF_HASH_CACHE_KEYS", false),
