@@ -95,6 +95,7 @@ type fakeReporter struct {
 
 	mu       sync.Mutex
 	states   []string
+	decided  *Result
 	result   *Result
 	text     map[Stream]*strings.Builder
 	writeErr error
@@ -129,8 +130,8 @@ type fakeStream struct {
 func (w fakeStream) Write(p []byte) (int, error) {
 	w.r.mu.Lock()
 	defer w.r.mu.Unlock()
-	if w.r.result != nil {
-		w.r.t.Errorf("job %s: a write after Finish: %q", w.r.id, p)
+	if w.r.decided != nil {
+		w.r.t.Errorf("job %s: a write after Decided: %q", w.r.id, p)
 	}
 	if w.r.writeErr != nil {
 		return 0, w.r.writeErr
@@ -150,9 +151,28 @@ func (r *fakeReporter) said(s Stream) string {
 	return r.text[s].String()
 }
 
+func (r *fakeReporter) Decided(ctx context.Context, res Result) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.decided != nil {
+		r.t.Errorf("job %s is decided twice", r.id)
+	}
+	if ctx.Err() != nil {
+		r.t.Errorf("job %s is decided with a context that has ended", r.id)
+	}
+	if slices.Contains(r.states, string(Closing)) || !res.Times.Closed.IsZero() {
+		r.t.Errorf("job %s is decided when its sandbox is closed", r.id)
+	}
+	r.decided = &res
+	return nil
+}
+
 func (r *fakeReporter) Finish(ctx context.Context, res Result) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if d := r.decided; d == nil || d.Outcome != res.Outcome || d.Reason != res.Reason || d.ExitCode != res.ExitCode {
+		r.t.Errorf("job %s: finished as %+v, decided as %+v", r.id, res, d)
+	}
 	if r.result != nil {
 		r.t.Errorf("job %s is finished twice", r.id)
 		return errors.New("twice")

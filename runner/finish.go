@@ -55,8 +55,12 @@ func (j *jobRun) cleanup(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithTimeout(context.WithoutCancel(ctx), j.CleanupTimeout)
 }
 
-// finish turns what run has returned into the job's Result and tells it, once.
-func (j *jobRun) finish(ctx context.Context, err error) {
+// decide turns what run has returned into the job's Result, completes the log and tells how the job ended, once.
+func (j *jobRun) decide(ctx context.Context, err error) {
+	if j.decided {
+		return
+	}
+	j.decided = true
 	res := &j.result
 	res.Outcome, res.Reason, res.Message = outcome(err)
 	res.Err = err
@@ -67,13 +71,25 @@ func (j *jobRun) finish(ctx context.Context, err error) {
 		j.out.notice("%s", text)
 	}
 	j.out.flush()
-	if j.closeErr != nil {
-		res.Message = sentence(res.Message, fmt.Sprintf("the sandbox was not removed: %v", j.closeErr))
-	}
 	if lost := j.out.err(); lost != nil {
 		res.Message = sentence(res.Message, fmt.Sprintf("the log is not complete: %v", lost))
 	}
 	res.Message = j.out.mask.String(res.Message)
+
+	ctx, cancel := j.cleanup(ctx)
+	defer cancel()
+	if err := j.Decided(ctx, *res); err != nil {
+		j.Log.Error("how a job ended could not be told", "id", j.ID, "outcome", res.Outcome, "error", err)
+	}
+}
+
+// finish tells the job's Result, once.
+func (j *jobRun) finish(ctx context.Context, err error) {
+	j.decide(ctx, err)
+	res := &j.result
+	if j.closeErr != nil {
+		res.Message = sentence(res.Message, j.out.mask.String(fmt.Sprintf("the sandbox was not removed: %v", j.closeErr)))
+	}
 
 	ctx, cancel := j.cleanup(ctx)
 	defer cancel()

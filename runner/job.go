@@ -115,7 +115,10 @@ type Reporter interface {
 	Output
 	// State is told of every change; detail says why, for people ("waiting for 1.5 GiB of memory").
 	State(ctx context.Context, s State, detail string)
-	// Finish is called exactly once for each assignment, after the sandbox is closed.
+	// Decided is called once, when the last output was written and it is known how the job ended. Its sandbox may be
+	// there still: removing it takes a while and changes nothing but what Finish says besides.
+	Decided(ctx context.Context, r Result) error
+	// Finish is called exactly once for each assignment, after Decided, when the sandbox is closed.
 	Finish(ctx context.Context, r Result) error
 }
 

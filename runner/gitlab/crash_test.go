@@ -124,6 +124,11 @@ func (r mortalReporter) State(ctx context.Context, s runner.State, detail string
 	r.Reporter.State(ctx, s, detail)
 }
 
+func (r mortalReporter) Decided(ctx context.Context, res runner.Result) error {
+	r.m.moment("decided")
+	return r.Reporter.Decided(ctx, res)
+}
+
 func (r mortalReporter) Finish(ctx context.Context, res runner.Result) error {
 	r.m.moment("finish")
 	return r.Reporter.Finish(ctx, res)

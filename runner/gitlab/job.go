@@ -55,7 +55,8 @@ func (m *Manager) assigned(running context.Context, r Registration, client *Clie
 	if err := j.open(given.Job); err != nil {
 		m.cfg.Log.Error("a job of GitLab was not taken", "job", j.record.Job, "error", err)
 		j.returned = true
-		j.done()
+		j.conclude()
+		j.leave()
 		return j
 	}
 	// What is begun now must come to an end, whatever becomes of running.
@@ -80,7 +81,8 @@ func (m *Manager) assigned(running context.Context, r Registration, client *Clie
 	case m.out <- runner.Assignment{Job: ready, Reporter: j, Cancel: j.cancel, End: j.lastLine}:
 	case <-running.Done():
 		cause := context.Cause(running)
-		_ = j.Finish(ctx, runner.Result{Outcome: runner.Cancelled, Reason: runner.ReasonShutdown, Message: cause.Error(), Err: cause})
+		res := runner.Result{Outcome: runner.Cancelled, Reason: runner.ReasonShutdown, Message: cause.Error(), Err: cause}
+		_ = errors.Join(j.Decided(ctx, res), j.Finish(ctx, res))
 	}
 	return j
 }
@@ -145,7 +147,8 @@ func (j *job) refuse(ctx context.Context, err error, secrets []string) {
 	if err != nil {
 		j.m.cfg.Log.Error("a job's end was not written down", "id", j.record.ID, "error", err)
 	}
-	j.done()
+	j.conclude()
+	j.leave()
 }
 
 // watchLocal ends the job when this machine's operator does.
@@ -211,15 +214,19 @@ func (j *job) fate() fate {
 	return fateDecided
 }
 
-// done lets go of the job: what is left is to tell the server.
-func (j *job) done() {
-	j.settle()
-	j.m.leave(j.runner)
-	j.m.release(j.ids)
+// conclude has the server told how the job ended.
+func (j *job) conclude() {
 	j.m.telling.Go(func() {
 		j.following.Wait()
 		j.m.conclude(j.record, j.client, j.spool, j.trace, j.fate())
 	})
+}
+
+// leave makes room for another job.
+func (j *job) leave() {
+	j.settle()
+	j.m.leave(j.runner)
+	j.m.release(j.ids)
 }
 
 // stampsSince is the major version of GitLab from which its log viewer is known to understand time stamps.

@@ -57,23 +57,30 @@ func (j *job) verdict(r runner.Result) Verdict {
 	return verdictOf(r, j.canceling, j.m.cfg.Reason)
 }
 
-// Finish takes down how the job ended. The server is told in the background.
-func (j *job) Finish(ctx context.Context, r runner.Result) error {
+// Decided takes down how the job ended, and has the server told in the background.
+func (j *job) Decided(_ context.Context, r runner.Result) error {
 	j.kept()
 	j.endFollow()
 	j.end(runner.ErrCancelled) // for who watches
 	j.mu.Lock()
-	if j.lost && r.Outcome == runner.Cancelled {
-		r.Message = j.why.Error()
-	}
 	if !j.record.Accepted && r.Outcome == runner.Cancelled && r.Reason == runner.ReasonShutdown {
 		j.returned = true // another may have it
 	}
 	j.mu.Unlock()
 	err := j.decide(r)
-	err = errors.Join(err, j.local.Finish(ctx, r))
-	j.done()
+	j.conclude()
 	return err
+}
+
+// Finish lets go of the job, of which nothing is left.
+func (j *job) Finish(ctx context.Context, r runner.Result) error {
+	j.mu.Lock()
+	if j.lost && r.Outcome == runner.Cancelled {
+		r.Message = j.why.Error()
+	}
+	j.mu.Unlock()
+	defer j.leave()
+	return j.local.Finish(ctx, r)
 }
 
 // decide writes down how the job ended.

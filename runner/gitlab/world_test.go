@@ -250,6 +250,8 @@ func (l *local) State(_ context.Context, s runner.State, _ string) {
 	l.states = append(l.states, s)
 }
 
+func (l *local) Decided(context.Context, runner.Result) error { return nil }
+
 func (l *local) Finish(_ context.Context, r runner.Result) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -56,6 +56,9 @@ func (j *job) State(ctx context.Context, s runner.State, detail string) {
 	j.tell()
 }
 
+// Decided does nothing: who waits for the job here is to find nothing of it left.
+func (j *job) Decided(context.Context, runner.Result) error { return nil }
+
 // Finish writes the job's result to the journal. A second call does nothing and returns an error that
 // wraps ErrFinished. Should writing fail, those who wait are told the result nevertheless.
 func (j *job) Finish(ctx context.Context, r runner.Result) error {
