@@ -44,7 +44,7 @@ unit: ## the tests that need no root and no engines
 	@go test ./...
 
 integration: images build ## the tests on real engines, as root
-	@go test -tags integration -p 1 -count 1 -timeout 30m ./integration ./buildkit
+	@go test -tags integration -p 1 -count 1 -timeout 45m ./integration ./buildkit
 
 guest test: PACKAGES += $(GUEST_PACKAGES)
 
@@ -54,7 +54,7 @@ guest: images build ## the tests that matter on cgroup version 2, in an emulated
 
 test: images build ## all tests; on cgroup version 2, the main ones of "make guest"
 	@go test ./...
-	@go test -tags integration -p 1 -count 1 -timeout 30m -v ./integration ./buildkit | grep --line-buffered -vE '^=== ' 
+	@go test -tags integration -p 1 -count 1 -timeout 45m -v ./integration ./buildkit | grep --line-buffered -vE '^=== ' 
 	@integration/guest/build.sh "$(CURDIR)/bin/guest"
 	@go test -tags integration -count 1 -timeout 20m -short -v ./integration/guest | grep --line-buffered -vE '^ *=== '
 
@@ -68,7 +68,7 @@ lint: ## gofumpt, vet, staticcheck, shellcheck
 
 bench: PACKAGES += zstd
 
-bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|memory|density|mask)
+bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|gitlab|memory|density|mask)
 	@go test -tags integration,bench -count 1 -timeout 3h -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
 
 clean: ## remove what was built
