@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -46,12 +47,13 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "somebody is connected", http.StatusLocked)
 		return
 	}
-	defer func() {
+	leave := sync.OnceFunc(func() {
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.connected = false
 		close(s.idle)
-		s.mu.Unlock()
-	}()
+	})
+	defer leave()
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{subprotocol}, InsecureSkipVerify: true}) // GitLab connects, no browser
 	if err != nil {
 		return // it has answered
@@ -59,6 +61,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request) {
 	defer func() { _ = conn.CloseNow() }()
 	conn.SetReadLimit(maxInput)
 	reason := s.connect(conn, shell)
+	leave() // the job does not wait for a client that does not answer to the end
 	_ = conn.Close(websocket.StatusNormalClosure, reason)
 }
 
