@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -141,8 +142,12 @@ func TestTerminalEnds(t *testing.T) {
 			if says := strings.Contains(b.out.String(), "Terminal is connected"); says != c.lingers {
 				t.Errorf("the log tells of a terminal: %t", says)
 			}
-			if _, err := io.ReadAll(<-opened); err != nil {
-				t.Errorf("the terminal is not closed as it should: %v", err)
+			conn := <-opened
+			if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadAll(conn); errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the terminal outlives its job: %v", err)
 			}
 		})
 	}
