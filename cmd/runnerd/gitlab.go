@@ -14,6 +14,7 @@ import (
 	"github.com/runnerd/runnerd/runner/gitlab"
 	"github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
+	web "github.com/runnerd/runnerd/runner/gitlab/terminal"
 )
 
 // tellTimeout is how long, at the daemon's end, forges are told of jobs that have ended. The next start goes on with it.
@@ -21,8 +22,12 @@ const tellTimeout = 15 * time.Second
 
 // startGitLab gets ready to ask the registered forges for jobs, and goes on to tell them of those that an earlier
 // daemon has left.
-func (a *assembly) startGitLab(context.Context) (err error) {
+func (a *assembly) startGitLab(ctx context.Context) error {
 	c := a.config
+	terminals, err := a.startTerminals(ctx)
+	if err != nil {
+		return err
+	}
 	jobs := a.gitlabJobs()
 	jobs.Archiver = newArchiver(c.Cache)
 	jobs.Caches = func(r runner.Request) job.CacheStore {
@@ -38,7 +43,8 @@ func (a *assembly) startGitLab(context.Context) (err error) {
 			return job.Prepare(ctx, jobs, assigned)
 		},
 		Adopt: a.queue.Adopt, Room: a.runner.Admission.WaitRoom, Defaults: c.Limits.Default.Limits(), MaxLive: a.runner.MaxLive,
-		Reason: gitlabReason, Observe: a.metrics.Phase,
+		Terminals: terminals,
+		Reason:    gitlabReason, Observe: a.metrics.Phase,
 		Asked: func(r gitlab.Registration, given bool, err error) string {
 			a.contacts.Asked(r.Name, given, err)
 			return a.enrolment.Why(r)
@@ -56,6 +62,21 @@ func (a *assembly) startGitLab(context.Context) (err error) {
 	return nil
 }
 
+// startTerminals serves the web terminals of jobs, if that is configured.
+func (a *assembly) startTerminals(ctx context.Context) (*web.Server, error) {
+	c := a.config.Terminal
+	if c.Listen == "" {
+		return nil, nil
+	}
+	s, err := web.Listen(ctx, web.Config{
+		Listen: c.Listen, Advertise: c.Advertise, Timeout: time.Duration(c.Timeout), Log: a.log.With("component", "terminal"),
+	})
+	if err == nil {
+		a.later(func(context.Context) error { return s.Close() })
+	}
+	return s, err
+}
+
 // run runs the jobs of all sources until ctx ends, and then those that it has to their ends.
 func (a *assembly) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -71,7 +92,7 @@ func (a *assembly) run(ctx context.Context) error {
 
 // gitlabClient is the client of a registration's forge for its jobs.
 func (a *assembly) gitlabClient(r gitlab.Registration) (*gitlab.Client, error) {
-	info := enrolInfo()
+	info := enrolInfo(a.config.Terminal.Listen != "")
 	info.Executor = r.Executor
 	return gitlab.NewClient(r.URL, gitlab.ClientOptions{
 		Info: info, CAFile: r.CAFile, Observe: func(k gitlab.Call) { a.metrics.Forge(r, k) },
@@ -96,7 +117,7 @@ func gitlabAssigned(g gitlab.Assigned) (job.Assigned, error) {
 			Name: r.Name, ShortToken: shortRunnerToken(r.Token), SystemID: r.SystemID, URL: r.URL, CloneURL: r.CloneURL,
 			Nesting: r.Nesting, Image: r.Image, Pull: r.Pull, Limits: r.Limits, Env: r.Env, Builds: r.Builds,
 		},
-		Job: g.Job, Forge: gitlabForge{g.Client, g.Job}, Stop: g.Stop,
+		Job: g.Job, Forge: gitlabForge{g.Client, g.Job}, Session: g.Session, Stop: g.Stop,
 		ConcurrentID: g.ConcurrentID, ConcurrentProjectID: g.ConcurrentProjectID, CorrelationID: g.CorrelationID,
 	}
 	if r.CAFile != "" {

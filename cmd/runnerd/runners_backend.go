@@ -32,12 +32,12 @@ func forgeOf(info spec.Info, observe func(gitlab.Registration, gitlab.Call)) fun
 }
 
 // enrolInfo is what a forge is told of this runner when it is enrolled. GitLab keeps the features that it is told of
-// first for the better part of an hour, so all are said.
-func enrolInfo() spec.Info {
+// first for the better part of an hour, so all are said. terminals is whether its jobs have them.
+func enrolInfo(terminals bool) spec.Info {
 	v := versionInfo()
 	return spec.Info{
 		Name: "runnerd", Version: v.Version, Platform: runtime.GOOS, Architecture: runtime.GOARCH,
-		Executor: gitlab.DefaultExecutor, Shell: "bash", Features: gitlab.Features(),
+		Executor: gitlab.DefaultExecutor, Shell: "bash", Features: gitlab.Features(terminals),
 	}
 }
 

@@ -25,7 +25,7 @@ func runnersFor(t *testing.T, dir string) (*apitest.Server, runners) {
 		t.Fatal(err)
 	}
 	contacts := &gitlab.Contacts{}
-	rs := runners{gitlab.NewEnrolment(gitlab.EnrolConfig{Runners: known, Contacts: contacts, Dial: forgeOf(enrolInfo(), nil)}), sandbox.DefaultPolicy().Allow}
+	rs := runners{gitlab.NewEnrolment(gitlab.EnrolConfig{Runners: known, Contacts: contacts, Dial: forgeOf(enrolInfo(false), nil)}), sandbox.DefaultPolicy().Allow}
 	s := apitest.Start(t, func(c *api.Config, _ *apitest.Backend) { c.Runners = rs })
 	return s, rs
 }

@@ -18,7 +18,7 @@ func (a *assembly) startEnrolment(ctx context.Context) error {
 	}
 	a.contacts = &gitlab.Contacts{}
 	a.enrolment = gitlab.NewEnrolment(gitlab.EnrolConfig{
-		Runners: known, Contacts: a.contacts, Dial: forgeOf(enrolInfo(), a.metrics.Forge),
+		Runners: known, Contacts: a.contacts, Dial: forgeOf(enrolInfo(a.config.Terminal.Listen != ""), a.metrics.Forge),
 		Log: a.log.With("component", "gitlab"),
 	})
 	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -113,6 +113,7 @@ type job struct {
 	toldEnd    bool      // the runner knows that the job has ended
 	debugTrace bool
 	payload    spec.Job // as it was sent
+	session    *spec.Session
 	artifacts  []*artifact
 	sentOn     map[string]bool // to another node, by the artifact's type
 	dotenv     []spec.Variable

@@ -21,6 +21,7 @@ func (c *call) request() {
 	c.token(runnerToken, in.Token)
 	c.info(&in.Info)
 	c.system(in.SystemID)
+	c.session(in.Session, in.Info.Features)
 	r := c.authenticate(in.Token)
 	if r == nil {
 		return
@@ -50,6 +51,7 @@ func (c *call) request() {
 		return
 	}
 	s.assign(j, r, in.SystemID, in.Info.Features)
+	j.session = in.Session
 	j.payload = s.fill(j, r)
 	payload := j.payload
 	s.mu.Unlock()

@@ -85,7 +85,7 @@ func double(t *testing.T, dir string, o gitlabtest.Options, faults []gitlabtest.
 	defer transport.CloseIdleConnections()
 	w.config.Client = func(r Registration) (*Client, error) {
 		return NewClient(r.URL, ClientOptions{Transport: transport, Info: spec.Info{
-			Name: "runnerd", Version: "0", Platform: "linux", Architecture: "amd64", Executor: r.Executor, Features: Features(),
+			Name: "runnerd", Version: "0", Platform: "linux", Architecture: "amd64", Executor: r.Executor, Features: Features(false),
 		}})
 	}
 	var mu sync.Mutex
@@ -164,7 +164,7 @@ func doubleArtifacts(t *testing.T, dir string, to gitlabtest.Redirect, faults []
 	transport := &http.Transport{DialContext: s.Dial}
 	defer transport.CloseIdleConnections()
 	c, err := NewClient(s.URL, ClientOptions{Transport: transport, Info: spec.Info{
-		Name: "runnerd", Version: "0", Platform: "linux", Architecture: "amd64", Features: Features(),
+		Name: "runnerd", Version: "0", Platform: "linux", Architecture: "amd64", Features: Features(false),
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
+	"github.com/runnerd/runnerd/runner/gitlab/terminal"
 )
 
 // job is a job of a server, from when it was given to when it ends here. It is the runner.Reporter of its assignment.
@@ -18,10 +19,12 @@ type job struct {
 	m      *Manager
 	runner Registration
 	client *Client
-	record record // changed by one goroutine at a time: who keeps it, then who runs it
-	spool  *spool
-	trace  *trace
-	local  runner.Assignment // in this machine's journal; its Reporter is nil if it could not be written there
+	// session is its terminal, which ends with it.
+	session *terminal.Session
+	record  record // changed by one goroutine at a time: who keeps it, then who runs it
+	spool   *spool
+	trace   *trace
+	local   runner.Assignment // in this machine's journal; its Reporter is nil if it could not be written there
 
 	stop    chan struct{}   // closed when the script is to stop
 	cancel  chan struct{}   // closed when the job is to end at once
@@ -44,9 +47,9 @@ type job struct {
 }
 
 // assigned takes a job that the server has given, and hands it out. running ends when no job may begin any more.
-func (m *Manager) assigned(running context.Context, r Registration, client *Client, given Given) *job {
+func (m *Manager) assigned(running context.Context, r Registration, client *Client, given Given, session *terminal.Session) *job {
 	j := &job{
-		m: m, runner: r, client: client, record: newRecord(newID(given.Job.ID), r, given.Job),
+		m: m, runner: r, client: client, session: session, record: newRecord(newID(given.Job.ID), r, given.Job),
 		stop: make(chan struct{}), cancel: make(chan struct{}), settled: make(chan struct{}), running: running.Done(),
 		streams: map[runner.Stream]*stream{}, ids: m.concurrent(r, given.Job), endKeep: func() {}, endFollow: func() {},
 	}
@@ -62,7 +65,7 @@ func (m *Manager) assigned(running context.Context, r Registration, client *Clie
 	// What is begun now must come to an end, whatever becomes of running.
 	ctx := context.WithoutCancel(running)
 	ready, err := m.prepare(ctx, Assigned{
-		ID: j.record.ID, Registration: r, Job: *given.Job, Client: client, Stop: j.stop,
+		ID: j.record.ID, Registration: r, Job: *given.Job, Client: client, Session: session, Stop: j.stop,
 		ConcurrentID: j.ids.runner, ConcurrentProjectID: j.ids.project, CorrelationID: given.RequestID,
 	})
 	ready.ID, ready.Name = j.record.ID, j.record.Name
@@ -225,6 +228,7 @@ func (j *job) conclude() {
 // leave makes room for another job.
 func (j *job) leave() {
 	j.settle()
+	j.session.Close()
 	j.m.leave(j.runner)
 	j.m.release(j.ids)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
+	"github.com/runnerd/runnerd/runner/gitlab/terminal"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -43,6 +44,8 @@ type Config struct {
 	Grace time.Duration
 	// TraceLimit is the size in bytes at which no more of a job's log is sent; 0: DefaultTraceLimit.
 	TraceLimit int64
+	// Terminals serves the jobs' web terminals; nil: there are none.
+	Terminals *terminal.Server
 
 	// Reason, when not nil, says which reason an error of a job brings itself; empty: none.
 	Reason func(err error) spec.FailureReason
@@ -61,6 +64,8 @@ type Assigned struct {
 	Registration Registration
 	Job          spec.Job
 	Client       *Client
+	// Session is the job's terminal, of which its server was told in the request; nil: it has none. It ends with the job.
+	Session *terminal.Session
 	// Stop is closed when the server wants the script to stop, and what comes after it to be done. It is not closed for
 	// jobs that are to end at once: their context ends.
 	Stop <-chan struct{}

@@ -61,10 +61,14 @@ func (p *poller) once(ctx context.Context) time.Duration {
 	asking, cancel := lingering(ctx, p.cfg.Grace)
 	defer cancel()
 	began := time.Now()
-	given, err := client.RequestJob(asking, spec.JobRequest{Token: p.r.Token, SystemID: p.r.SystemID, LastUpdate: p.lastUpdate})
+	session := p.cfg.Terminals.New() // of the job that the answer may bring
+	given, err := client.RequestJob(asking, spec.JobRequest{
+		Token: p.r.Token, SystemID: p.r.SystemID, LastUpdate: p.lastUpdate, Session: session.Spec(),
+	})
 	news := given.LastUpdate != p.lastUpdate
 	p.lastUpdate = given.LastUpdate
 	if given.Job == nil {
+		session.Close()
 		p.leave(p.r)
 	}
 	if err != nil {
@@ -83,7 +87,7 @@ func (p *poller) once(ctx context.Context) time.Duration {
 		}
 		return gap
 	}
-	j := p.assigned(p.running, p.r, client, given)
+	j := p.assigned(p.running, p.r, client, given, session)
 	// How much room it takes is known when it was let in, or not.
 	select {
 	case <-j.settled:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"path"
 	"path/filepath"
@@ -94,6 +95,7 @@ func (c *Config) check() []complaint {
 		_, port, err := net.SplitHostPort(address)
 		k.that(err == nil && port != "", "metrics.address", "%q is not an address: write it like 127.0.0.1:9252", address)
 	}
+	k.terminal(c.Terminal)
 	for i, pattern := range c.Registry.Shared {
 		_, err := path.Match(pattern, "")
 		k.that(err == nil && pattern != "", fmt.Sprintf("registry.shared[%d]", i), "%q is not a pattern", pattern)
@@ -103,6 +105,23 @@ func (c *Config) check() []complaint {
 	k.oneOf("log.format", c.Log.Format, "text", "json")
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	return k.out
+}
+
+func (k *checker) terminal(t Terminal) {
+	k.that(t.Timeout > 0, "terminal.timeout", "must be more than 0")
+	host, port, err := net.SplitHostPort(t.Listen)
+	if t.Listen == "" {
+		k.that(t.Advertise == "", "terminal.advertise", "nobody listens there: set terminal.listen, too")
+		return
+	}
+	k.that(err == nil && port != "", "terminal.listen", "%q is not an address: write it like 0.0.0.0:8093", t.Listen)
+	if t.Advertise == "" {
+		ip, _ := netip.ParseAddr(host)
+		k.that(err != nil || host != "" && !ip.IsUnspecified(), "terminal.advertise", "is needed: GitLab cannot connect to %s", t.Listen)
+		return
+	}
+	host, port, err = net.SplitHostPort(t.Advertise)
+	k.that(err == nil && host != "" && port != "", "terminal.advertise", "%q is not an address: write it like runner.example.com:8093", t.Advertise)
 }
 
 func (k *checker) disk(d Disk) {

@@ -51,6 +51,7 @@ type Config struct {
 	JobImage     string   `yaml:"job_image" doc:"The image of a job that names none."`
 	PullPolicy   string   `yaml:"pull_policy" doc:"When an image's registry is asked for it, for a job that does not say. if-not-present: not before registry.mirror.refresh is over. always: each time, and the job fails if it does not answer. never: not at all." enum:"if-not-present,always,never"`
 	Metrics      Metrics  `yaml:"metrics" doc:"Figures for Prometheus. They are served on the socket, too: GET /metrics."`
+	Terminal     Terminal `yaml:"terminal" doc:"Interactive web terminals: a shell in a job of GitLab that runs, for whoever may open it there."`
 	Log          Log      `yaml:"log" doc:"What runnerd itself says, on its standard error."`
 }
 
@@ -239,6 +240,13 @@ type Metrics struct {
 	Address string `yaml:"address" doc:"Where they are served over HTTP to whoever asks, host:port, such as 127.0.0.1:9252. Empty: nowhere."`
 }
 
+// Terminal is where GitLab reaches the terminals of jobs.
+type Terminal struct {
+	Listen    string   `yaml:"listen" doc:"Where GitLab may connect to, host:port, such as 0.0.0.0:8093, with TLS. Empty: there are no terminals."`
+	Advertise string   `yaml:"advertise" doc:"The host:port by which GitLab reaches it, such as runner.example.com:8093. Empty: listen."`
+	Timeout   Duration `yaml:"timeout" doc:"How long a job whose script has ended waits for a terminal that is still open, within the job's own timeout."`
+}
+
 // Log is runnerd's own.
 type Log struct {
 	Format string `yaml:"format" doc:"text or json." enum:"text,json"`
@@ -282,6 +290,7 @@ func Default() *Config {
 		SandboxImage: "runnerd/sandbox:latest",
 		JobImage:     "debian:bookworm-slim",
 		PullPolicy:   string(sandbox.IfNotPresent),
+		Terminal:     Terminal{Timeout: Duration(30 * time.Minute)},
 		Log:          Log{Format: "text", Level: "info"},
 	}
 }

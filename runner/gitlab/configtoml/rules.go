@@ -40,7 +40,6 @@ func sections() []section {
 		{"labels", Ignored, "labels of gitlab-runner's own metrics and logs"},
 		{"machine", Ignored, "runnerd starts no machines"},
 		{"experimental", Ignored, "it is for gitlab-runner's usage log; see 'runnerd events' and metrics.address"},
-		{"session_server", Ignored, "web terminals are not offered"},
 	}
 }
 
@@ -78,16 +77,20 @@ func rules() map[string]rule {
 		cgroups  = "a sandbox has a cgroup of its own"
 	)
 	all := map[string]rule{
-		"concurrent":         {take: takeConcurrent},
-		"check_interval":     {verdict: Ignored, note: "GitLab holds the request until there is a job"},
-		"log_level":          {take: byHandText("log.level")},
-		"log_format":         {take: byHandText("log.format (text or json)")},
-		"sentry_dsn":         {verdict: Ignored, note: "nothing is sent to Sentry; errors are in the log"},
-		"connection_max_age": {verdict: Ignored, note: "connections are kept while they are used"},
-		"listen_address":     {take: byHandText("metrics.address")},
-		"shutdown_timeout":   {take: byHandText("drain (in seconds: s)")},
-		"user":               {verdict: Ignored, note: "jobs run as the user that their image names, in a user namespace of their sandbox"},
-		"runners":            {verdict: Refused, note: "runners in one line are not read: write each as [[runners]]"},
+		"concurrent":                       {take: takeConcurrent},
+		"check_interval":                   {verdict: Ignored, note: "GitLab holds the request until there is a job"},
+		"log_level":                        {take: byHandText("log.level")},
+		"log_format":                       {take: byHandText("log.format (text or json)")},
+		"sentry_dsn":                       {verdict: Ignored, note: "nothing is sent to Sentry; errors are in the log"},
+		"connection_max_age":               {verdict: Ignored, note: "connections are kept while they are used"},
+		"listen_address":                   {take: byHandText("metrics.address")},
+		"session_server.listen_address":    {take: byHandText("terminal.listen")},
+		"session_server.advertise_address": {take: byHandText("terminal.advertise")},
+		"session_server.session_timeout":   {take: byHandText("terminal.timeout (in seconds: s)")},
+
+		"shutdown_timeout": {take: byHandText("drain (in seconds: s)")},
+		"user":             {verdict: Ignored, note: "jobs run as the user that their image names, in a user namespace of their sandbox"},
+		"runners":          {verdict: Refused, note: "runners in one line are not read: write each as [[runners]]"},
 	}
 	for name, r := range map[string]rule{
 		"name":              {take: takeName},

@@ -77,7 +77,9 @@ func (f *fakeSandbox) Usage(context.Context) (sandbox.Usage, error) {
 
 func (f *fakeSandbox) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
 	text := strings.Join(p.Args, " ")
-	if p.Stdin != nil {
+	if p.Terminal != nil {
+		text = shell
+	} else if p.Stdin != nil {
 		input, err := io.ReadAll(p.Stdin)
 		if err != nil {
 			return sandbox.Exit{}, err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
+	"github.com/runnerd/runnerd/runner/gitlab/terminal"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/scope"
 )
@@ -94,6 +95,8 @@ type Assigned struct {
 	Runner Runner
 	Job    spec.Job
 	Forge  Forge
+	// Session is the job's terminal; nil: it has none. It is closed when the job ends.
+	Session *terminal.Session
 	// Stop is closed when the forge says that the job is to be cancelled: its script is stopped, and its after_script
 	// still runs. May be nil.
 	Stop <-chan struct{}

@@ -22,7 +22,6 @@ type Step struct {
 	plan *plan
 
 	mu     sync.Mutex
-	run    *run // while it runs
 	detail Detail
 }
 
@@ -45,30 +44,6 @@ func (s *Step) Detail() json.RawMessage {
 	return text
 }
 
-// errNotRunning is the error of Exec.
-var errNotRunning = errors.New("the job is not running")
-
-// Exec runs a process beside the job's script, in its container: the shell of a terminal. Without an environment,
-// directory or user of its own it has those of the script.
-func (s *Step) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
-	s.mu.Lock()
-	r := s.run
-	s.mu.Unlock()
-	if r == nil {
-		return sandbox.Exit{}, errNotRunning
-	}
-	if p.Env == nil {
-		p.Env = r.env
-	}
-	if p.Dir == "" {
-		p.Dir = r.vars.ProjectDir
-	}
-	if p.User == "" {
-		p.User = r.own.user
-	}
-	return r.on.Exec(ctx, p)
-}
-
 // Run does it. See runner.Step.
 func (s *Step) Run(ctx context.Context, on sandbox.Host, out runner.Output) (exit sandbox.Exit, err error) {
 	life, end := context.WithCancel(ctx)
@@ -77,9 +52,8 @@ func (s *Step) Run(ctx context.Context, on sandbox.Host, out runner.Output) (exi
 		on: on, life: life, began: time.Now(), hosts: map[string]string{},
 	}
 	r.read()
-	s.set(r)
 	defer func() {
-		s.set(nil)
+		r.Session.Close()
 		end()
 		r.background.Wait()
 		s.mu.Lock()
@@ -90,14 +64,9 @@ func (s *Step) Run(ctx context.Context, on sandbox.Host, out runner.Output) (exi
 		}
 	}()
 	exit, err = r.all(ctx)
+	r.linger(ctx)
 	r.took("job", r.began)
 	return exit, err
-}
-
-func (s *Step) set(r *run) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.run = r
 }
 
 // reasonOf is what the forge is told of a job's end; nothing if it succeeded or was cancelled.
@@ -220,6 +189,7 @@ func (r *run) all(ctx context.Context) (sandbox.Exit, error) {
 		}
 		return exit, err
 	}
+	r.Session.Attach(r.beside)
 	result := r.scripts(ctx)
 	if ctx.Err() != nil {
 		return sandbox.Exit{}, context.Cause(ctx)
@@ -239,6 +209,29 @@ func (r *run) all(ctx context.Context) (sandbox.Exit, error) {
 		return sandbox.Exit{}, context.Cause(ctx)
 	}
 	return result.exit, result.err
+}
+
+// beside runs the shell of a terminal in the job's container, with the environment, directory and user of the script.
+func (r *run) beside(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
+	p.Env, p.Dir, p.User = r.env, r.vars.ProjectDir, r.own.user
+	return r.on.Exec(ctx, p)
+}
+
+// linger waits for a terminal that is still open: who looks for why the job failed needs its sandbox. What has become of
+// the job stands, whatever ends the wait (gitlab-runner, common/build.go, waitForTerminal).
+func (r *run) linger(ctx context.Context) {
+	ctx, cancel := r.stoppable(ctx)
+	defer cancel()
+	select {
+	case <-r.Stop:
+		return
+	case <-ctx.Done():
+		return
+	default:
+	}
+	r.Session.Linger(ctx, func(timeout time.Duration) {
+		r.say("Terminal is connected: the job ends when it is closed, in %s at the latest", timeout)
+	})
 }
 
 // before does what comes before the script.

@@ -207,13 +207,9 @@ func TestEnvironment(t *testing.T) {
 		if p.Dir != "/builds/group/app" {
 			t.Errorf("the script runs in %q", p.Dir)
 		}
-		if exit, err := b.step.Exec(t.Context(), sandbox.Process{Args: []string{"a terminal"}}); err != nil || !exit.Success() {
-			t.Errorf("a process beside the script: %v, %v", exit, err)
-		}
 		_, err := io.WriteString(p.Stdout, "from the script\n")
 		return sandbox.Exit{}, err
 	}
-	b.on.does["a terminal"] = exits(0)
 	if _, err := b.run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -222,16 +218,10 @@ func TestEnvironment(t *testing.T) {
 			t.Errorf("%s is %q, want %q", key, got, want)
 		}
 	}
-	if b.env("a terminal", "GREETING") == "" {
-		t.Error("a terminal does not see the job's variables")
-	}
 	if b.on.users[sources] != rootUser || b.on.users[script1] != "" {
 		t.Errorf("users: %v", b.on.users)
 	}
 	if !strings.Contains(b.out.String(), "from the script\n") {
 		t.Error("the script's output is lost")
-	}
-	if _, err := b.step.Exec(t.Context(), sandbox.Process{Args: []string{"late"}}); !errors.Is(err, errNotRunning) {
-		t.Errorf("a process after the job: %v", err)
 	}
 }

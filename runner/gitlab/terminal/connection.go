@@ -4,10 +4,12 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
 
+	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -19,9 +21,6 @@ const pingEvery = 30 * time.Second
 
 // maxInput is how many bytes of input one message may have.
 const maxInput = 64 << 10
-
-// findShell runs the best shell that there is.
-const findShell = `for shell in /bin/bash /usr/bin/bash /usr/local/bin/bash; do [ -x "$shell" ] && exec "$shell" -l; done; exec sh`
 
 // size is a terminal's, in cells: the protocol has no word for it.
 var size = sandbox.WindowSize{Rows: 24, Cols: 80}
@@ -48,12 +47,13 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "somebody is connected", http.StatusLocked)
 		return
 	}
-	defer func() {
+	leave := sync.OnceFunc(func() {
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.connected = false
 		close(s.idle)
-		s.mu.Unlock()
-	}()
+	})
+	defer leave()
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{subprotocol}, InsecureSkipVerify: true}) // GitLab connects, no browser
 	if err != nil {
 		return // it has answered
@@ -61,6 +61,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request) {
 	defer func() { _ = conn.CloseNow() }()
 	conn.SetReadLimit(maxInput)
 	reason := s.connect(conn, shell)
+	leave() // the job does not wait for a client that does not answer to the end
 	_ = conn.Close(websocket.StatusNormalClosure, reason)
 }
 
@@ -69,14 +70,14 @@ func (s *Session) connect(conn *websocket.Conn, shell Shell) (reason string) {
 	ctx, cancel := context.WithCancel(s.life)
 	defer cancel()
 	input, keys := io.Pipe()
-	go func() { // ends with the connection, which serve closes
+	go func() { // ends with the connection, which serve closes: the end of a read's context would break it off
 		defer cancel()
-		err := read(ctx, conn, keys)
+		err := read(context.WithoutCancel(ctx), conn, keys)
 		_ = keys.CloseWithError(err)
 	}()
 	go ping(ctx, cancel, conn)
 	exit, err := shell(ctx, sandbox.Process{
-		Args: []string{"/bin/sh", "-c", findShell}, Stdin: input, Stdout: output{ctx, conn}, Terminal: &sandbox.Terminal{Size: size},
+		Args: script.ShellCommand(nil), Stdin: input, Stdout: output{ctx, conn}, Terminal: &sandbox.Terminal{Size: size},
 	})
 	_ = input.Close()
 	if err != nil {
