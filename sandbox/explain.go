@@ -50,8 +50,11 @@ func (p Policy) Explain(n Nesting, starts func(outer, inner Kind) error) Explana
 		e.Refused, e.Err = err.Error(), err
 	}
 	var outer Kind
-	for _, inner := range e.Runs {
+	for i, inner := range e.Runs {
 		if err := starts(outer, inner); err != nil {
+			if i > 0 && len(e.Missing) == 0 {
+				err = fmt.Errorf("%w: ask for %s, and start the rest from within the job", err, e.Runs[:i])
+			}
 			e.Missing = append(e.Missing, err.Error())
 			e.Err = errors.Join(e.Err, err)
 		}

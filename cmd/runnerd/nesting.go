@@ -29,7 +29,8 @@ func (a *app) nestingExplainCommand() *cobra.Command {
 		Short: "Tell which layers of a nesting would be run, which are flattened, and what is refused and why",
 		Long: `Tell which layers of a nesting would be run, which are flattened and why, what the policy refuses, and which layers
 this build has no driver for. A nesting is written as container/dind or as Container[DinD[T]]. The policy is the
-configured one, or that of an environment. Only --job asks the daemon. A nesting that could not be run is exit code 3.`,
+configured one, or that of an environment. Only --job asks the daemon. container/buildkit is for builds ('runnerd build').
+A nesting that cannot be run is exit code 3.`,
 		Example: `  runnerd nesting explain container/dind/container
   runnerd nesting explain 'Container[WASM[T]]' --environment edge
   runnerd nesting explain --job 3f2a --json`,
