@@ -32,8 +32,10 @@ func TestParseType(t *testing.T) {
 			t.Errorf("%s: got %v, %v", text, n, err)
 		}
 	}
-	for _, text := range []string{"[", "[]", "[T]", "T[T]", "Container[", "Container[]", "Container[T", "Container[T]]", "Container]T[", "Container[T[T]]",
-		"container[T]", "Container[dind]", "Container[T] ", "Container/DinD[T]", strings.Repeat("WASM[", 17) + "T" + strings.Repeat("]", 17)} {
+	for _, text := range []string{
+		"[", "[]", "[T]", "T[T]", "Container[", "Container[]", "Container[T", "Container[T]]", "Container]T[", "Container[T[T]]",
+		"container[T]", "Container[dind]", "Container[T] ", "Container/DinD[T]", strings.Repeat("WASM[", 17) + "T" + strings.Repeat("]", 17),
+	} {
 		if n, err := ParseNesting(text); err == nil {
 			t.Errorf("%q: got %v", text, n)
 		}
@@ -41,8 +43,10 @@ func TestParseType(t *testing.T) {
 }
 
 func FuzzParseNesting(f *testing.F) {
-	for _, text := range []string{"container/dind", "container/dind/container", "Container[DinD[Container]]", "Container[WASM[T]]",
-		"Container[[T]]", "T", "/", "container//dind", "Container[T]]", "\x00", strings.Repeat("wasm/", 60)} {
+	for _, text := range []string{
+		"container/dind", "container/dind/container", "Container[DinD[Container]]", "Container[WASM[T]]",
+		"Container[[T]]", "T", "/", "container//dind", "Container[T]]", "\x00", strings.Repeat("wasm/", 60),
+	} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"path/filepath"
 	"slices"
@@ -11,7 +12,7 @@ import (
 )
 
 func TestNestingExplain(t *testing.T) {
-	s := daemonFor(t, nil, nil)
+	s := daemonFor(t, func(context.Context, sandbox.Process) (sandbox.Exit, error) { return sandbox.Exit{}, nil }, nil)
 	code, id, stderr := runnerd(t, s.Socket, "", "run", "--sandbox", "container/dind", "-d", "--", "true")
 	if code != 0 {
 		t.Fatal(stderr)
