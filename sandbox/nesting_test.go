@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,11 +22,48 @@ func TestParseNesting(t *testing.T) {
 	}
 }
 
+func TestParseType(t *testing.T) {
+	for text, want := range map[string]string{
+		"Container[T]": "container", "Container[DinD]": "container/dind", "Container[DinD[Container]]": "container/dind/container",
+		"Container[WASM[T]]": "container/wasm", "Container[BuildKit[T]]": "container/buildkit",
+	} {
+		n, err := ParseNesting(text)
+		if err != nil || n.String() != want {
+			t.Errorf("%s: got %v, %v", text, n, err)
+		}
+	}
+	for _, text := range []string{
+		"[", "[]", "[T]", "T[T]", "Container[", "Container[]", "Container[T", "Container[T]]", "Container]T[", "Container[T[T]]",
+		"container[T]", "Container[dind]", "Container[T] ", "Container/DinD[T]", strings.Repeat("WASM[", 17) + "T" + strings.Repeat("]", 17),
+	} {
+		if n, err := ParseNesting(text); err == nil {
+			t.Errorf("%q: got %v", text, n)
+		}
+	}
+}
+
 func FuzzParseNesting(f *testing.F) {
-	f.Add("container/dind")
+	for _, text := range []string{
+		"container/dind", "container/dind/container", "Container[DinD[Container]]", "Container[WASM[T]]",
+		"Container[[T]]", "T", "/", "container//dind", "Container[T]]", "\x00", strings.Repeat("wasm/", 60),
+	} {
+		f.Add(text)
+	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if n, err := ParseNesting(text); err == nil && n.String() != text {
+		n, err := ParseNesting(text)
+		if err != nil {
+			return
+		}
+		if n.Depth() < 1 || n.Depth() > maxNestingDepth {
+			t.Errorf("%q has %d layers", text, n.Depth())
+		}
+		if !strings.Contains(text, "[") && n.String() != text {
 			t.Errorf("%q reads as %q", text, n)
+		}
+		for _, printed := range []string{n.String(), n.Type()} {
+			if again, err := ParseNesting(printed); err != nil || !slices.Equal(again, n) {
+				t.Errorf("%q is printed as %q, which reads as %v, %v", text, printed, again, err)
+			}
 		}
 	})
 }
@@ -62,6 +100,9 @@ type recorder struct {
 	log  *[]string
 }
 
+func (r recorder) On() []Kind {
+	return map[Kind][]Kind{Container: {""}, DinD: {Container}}[r.kind]
+}
 func (r recorder) Check(context.Context, Host) error { return nil }
 func (r recorder) Start(_ context.Context, _ Host, s Spec) (Sandbox, error) {
 	if r.fail {
@@ -103,6 +144,22 @@ func TestOpen(t *testing.T) {
 	}
 	if got := strings.Join(log, ","); got != "start container,close container" {
 		t.Errorf("after a failure: %s", got)
+	}
+	log = nil
+	drivers[DinD] = recorder{DinD, false, &log}
+	everything, err := PolicyFor(Measurement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A container in an engine would be started on the machine: its driver is not asked to.
+	if _, err := Open(t.Context(), nil, Nesting{Container, DinD, Container}, Spec{ID: "a"}, drivers, everything); !errors.Is(err, ErrNoDriver) || log != nil {
+		t.Errorf("a layer that its driver cannot start there: %v, after %v", err, log)
+	}
+	if _, err := Open(t.Context(), nil, Nesting{Container, Container, DinD}, Spec{ID: "a"}, drivers, everything); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(log, ","); got != "start container,start dind" {
+		t.Errorf("the normal form is not what was started: %s", got)
 	}
 	if _, err := Open(t.Context(), nil, Nesting{Container, Container}, Spec{ID: "a"}, drivers, DefaultPolicy()); !errors.Is(err, ErrDenied) {
 		t.Errorf("denied nesting: %v", err)

@@ -10,17 +10,20 @@ import (
 // closeTimeout bounds how long a failed Open takes to clean up behind itself.
 const closeTimeout = 30 * time.Second
 
-// Open starts the layers of n on a host, outermost first, each by its driver, and returns the innermost
-// as one Sandbox whose Close closes them all, innermost first. The policy is asked before anything
-// starts. On failure nothing is left behind.
+// Open starts the layers of n's normal form on a host, outermost first, each by its driver, and returns the innermost
+// as one Sandbox whose Close closes them all, innermost first. The policy is asked about n, and
+// every driver whether it can start its layer there, before anything starts. On failure nothing is left behind.
 func Open(ctx context.Context, on Host, n Nesting, s Spec, drivers map[Kind]Driver, policy Policy) (Sandbox, error) {
 	if err := policy.Allow(n); err != nil {
 		return nil, err
 	}
-	for _, kind := range n {
-		if drivers[kind] == nil {
-			return nil, fmt.Errorf("open %s: no driver for %q in this build", n, kind)
+	n, _ = n.Normal()
+	var outer Kind
+	for _, inner := range n {
+		if err := Starts(drivers, outer, inner); err != nil {
+			return nil, fmt.Errorf("open %s: %w: see 'runnerd nesting explain %[1]s'", n, err)
 		}
+		outer = inner
 	}
 	var stack []Sandbox
 	for i, kind := range n {

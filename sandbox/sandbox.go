@@ -24,6 +24,9 @@ type Sandbox interface {
 
 // Driver starts sandboxes of one Kind.
 type Driver interface {
+	// On are the kinds of layers that the driver can start a sandbox in; "" is the machine itself. It looks at
+	// nothing, so that it can be asked of a driver that was not set up (a nil pointer).
+	On() []Kind
 	// Check tells whether on can hold a sandbox of this kind. Its error says what is missing and how to
 	// mend it.
 	Check(ctx context.Context, on Host) error

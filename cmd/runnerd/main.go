@@ -64,7 +64,7 @@ func (a *app) root() *cobra.Command {
 	})
 	root.AddCommand(a.serveCommand(), a.buildCommand(), a.runCommand(), a.jobsCommand(), a.logsCommand(), a.cancelCommand(),
 		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand(),
-		a.devCommand(), a.execCommand())
+		a.devCommand(), a.execCommand(), a.nestingCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }

@@ -244,15 +244,17 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	}
 	a.scopes.driver.Store(a.driver)
 	a.later(a.driver.Close)
-	a.drivers = map[sandbox.Kind]sandbox.Driver{
-		sandbox.Container: a.driver,
-		sandbox.DinD: dind.New(dind.Config{
-			Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
-			Registries: []string{a.registryHost()},
-			Log:        a.log.With("component", "dind"),
-		}),
-	}
+	a.drivers = driversOf(a.driver, dind.New(dind.Config{
+		Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
+		Registries: []string{a.registryHost()},
+		Log:        a.log.With("component", "dind"),
+	}))
 	return nil
+}
+
+// driversOf are the drivers of this build. With nil pointers they can be asked what they start where, and no more.
+func driversOf(c *container.Driver, d *dind.Driver) map[sandbox.Kind]sandbox.Driver {
+	return map[sandbox.Kind]sandbox.Driver{sandbox.Container: c, sandbox.DinD: d}
 }
 
 // mirror is the registry as sandboxes reach it, registryHost as they name it.

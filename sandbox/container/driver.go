@@ -167,6 +167,9 @@ func (d *Driver) SandboxAt(addr netip.Addr) (id string, ok bool) {
 // MTU is that of the sandboxes' interfaces, in bytes.
 func (d *Driver) MTU() int { return d.network.mtu }
 
+// On is the machine: the driver is told nothing of any other host's containerd.
+func (*Driver) On() []sandbox.Kind { return []sandbox.Kind{""} }
+
 // Check tells whether this machine can hold container sandboxes.
 func (d *Driver) Check(ctx context.Context, _ sandbox.Host) error {
 	serving, err := d.client.IsServing(ctx)

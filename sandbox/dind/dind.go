@@ -54,6 +54,9 @@ type Driver struct{ cfg Config }
 // New returns a driver.
 func New(cfg Config) *Driver { return &Driver{cfg} }
 
+// On is a container: an engine is a companion in its pod.
+func (*Driver) On() []sandbox.Kind { return []sandbox.Kind{sandbox.Container} }
+
 // Check tells whether on can hold an engine.
 func (d *Driver) Check(_ context.Context, on sandbox.Host) error {
 	_, err := podOf(on)
