@@ -123,12 +123,22 @@ func TestGitLabKilled(t *testing.T) {
 	d := startDaemon(t, "capacity: {cpu: 8}\nspare: {keep: 0s}\n")
 	server := startGitLab(t, gitlabtest.Options{LongPoll: 2 * time.Second, AckTimeout: 5 * time.Second, StuckTimeout: time.Minute})
 	d.register(server, "--concurrent", "2")
+	offer := func() int64 {
+		return server.Offer(script(debian, "echo begun-$CI_JOB_ID", "sleep 0.3", "echo done-$CI_JOB_ID")).ID
+	}
+	var life time.Duration // of the first job after a start; before the first start the image is unpacked
+	for range 2 {
+		j := ended(t, server, offer())
+		life = j.Clock.Finished.Sub(j.Clock.Offered)
+		d.stop(syscall.SIGKILL)
+		d.start()
+	}
 	var ids []int64
 	interrupted := 0
 	for i := range kills {
-		id := server.Offer(script(debian, "echo begun-$CI_JOB_ID", "sleep 0.3", "echo done-$CI_JOB_ID")).ID
+		id := offer()
 		ids = append(ids, id)
-		time.Sleep(time.Duration(i) * 25 * time.Millisecond) // from before it is assigned to after its end
+		time.Sleep(life * 3 / 2 * time.Duration(i) / kills) // from before it is assigned to after its end
 		d.stop(syscall.SIGKILL)
 		d.start()
 	}
