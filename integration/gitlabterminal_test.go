@@ -104,7 +104,7 @@ func TestGitLabTerminal(t *testing.T) {
 	id := server.Offer(j).ID
 	o := openTerminal(t, server, id)
 	// What is typed is echoed: the answers are none of what was typed.
-	o.types("echo $((40+2))-$CI_JOB_ID-$PWD", fmt.Sprintf("42-%d-/builds/group/project", id))
+	o.types("echo $((40+2))-$CI_JOB_ID-$PWD", fmt.Sprintf("42-%d-/builds/project-1", id))
 	o.types("cat /tmp/note; tty; id -un", "from-the-script\r\n/dev/pts/")
 	o.types("stty size", "24 80\r\n")
 	o.types("stty rows 31 cols 97; stty size", "31 97\r\n")
