@@ -126,12 +126,16 @@ func TestGitLabKilled(t *testing.T) {
 	offer := func() int64 {
 		return server.Offer(script(debian, "echo begun-$CI_JOB_ID", "sleep 0.3", "echo done-$CI_JOB_ID")).ID
 	}
+	kill := func() {
+		d.stop(syscall.SIGKILL)
+		server.Restarted() // the last answers may have been on their way
+		d.start()
+	}
 	var life time.Duration // of the first job after a start; before the first start the image is unpacked
 	for range 2 {
 		j := ended(t, server, offer())
 		life = j.Clock.Finished.Sub(j.Clock.Offered)
-		d.stop(syscall.SIGKILL)
-		d.start()
+		kill()
 	}
 	var ids []int64
 	interrupted := 0
@@ -139,8 +143,7 @@ func TestGitLabKilled(t *testing.T) {
 		id := offer()
 		ids = append(ids, id)
 		time.Sleep(life * 3 / 2 * time.Duration(i) / kills) // from before it is assigned to after its end
-		d.stop(syscall.SIGKILL)
-		d.start()
+		kill()
 	}
 	for _, id := range ids {
 		j, trace := ended(t, server, id), gitlabTrace(t, server, id)
