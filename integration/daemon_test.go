@@ -418,6 +418,20 @@ func TestKilledDaemon(t *testing.T) {
 		d.await(fmt.Sprintf("sleep %d", 4250+i), "running")
 	}
 	d.stop(syscall.SIGKILL)
+	// As when the daemon was killed while it killed a job, whose processes it had frozen for that.
+	frozen := 0
+	for _, f := range [][2]string{{"freezer/%s/*/freezer.state", "FROZEN"}, {"%s/*/cgroup.freeze", "1"}} {
+		files, _ := filepath.Glob("/sys/fs/cgroup/" + fmt.Sprintf(f[0], d.instance()))
+		for _, file := range files {
+			if err := os.WriteFile(file, []byte(f[1]), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			frozen++
+		}
+	}
+	if frozen < 4 {
+		t.Errorf("%d sandboxes were frozen, of two jobs and two in the pool", frozen)
+	}
 	d.start()
 	for i := range 2 {
 		j := d.await(fmt.Sprintf("sleep %d", 4250+i), "finished")

@@ -289,7 +289,7 @@ func (c cgroup) kill(ctx context.Context) error {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		if !c.h.unified {
-			c.freeze("THAWED") // a frozen process dies when it thaws
+			c.thaw() // a frozen process dies when it thaws
 		}
 		select {
 		case <-ctx.Done():

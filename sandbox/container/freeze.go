@@ -61,6 +61,16 @@ func (c cgroup) resume() {
 	c.freeze("THAWED")
 }
 
+// thaw ends every pause in the v1 subtree: a daemon that was killed while it killed may have left one of a cgroup below.
+func (c cgroup) thaw() {
+	_ = filepath.WalkDir(c.dir("freezer"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			_ = os.WriteFile(filepath.Join(path, "freezer.state"), []byte("THAWED"), 0o644)
+		}
+		return nil
+	})
+}
+
 // freeze asks the v1 freezer for a state (cgroup-v1/freezer-subsystem). A subtree that does not come to rest,
 // since it forks meanwhile, is frozen for the most part, and the next round gets the rest.
 func (c cgroup) freeze(state string) {
