@@ -96,7 +96,11 @@ func ParseNesting(text string) (Nesting, error) {
 		if layers[len(layers)-1] == "T" {
 			layers = layers[:len(layers)-1]
 		}
-		known, names = kindOf, "[Container DinD BuildKit WASM], and T innermost"
+		var all []string
+		for _, kind := range Kinds() {
+			all = append(all, constructors[kind])
+		}
+		known, names = kindOf, fmt.Sprintf("%v, and T innermost", all)
 	}
 	if len(layers) > maxNestingDepth {
 		return nil, fmt.Errorf("nesting of %d layers: at most %d are read", len(layers), maxNestingDepth)
