@@ -38,13 +38,9 @@ func newDaemon(t *testing.T, bin, state string, flags ...string) *daemon {
 	return &daemon{t: t, bin: bin, state: state, flags: append(flags, "--state-dir", state), before: traces()}
 }
 
-// traces are what daemons leave on a machine that does not say whose it is: the sockets of shims, and the
-// machine's ends of veth pairs, which go with the network namespaces at the other end.
+// traces are what daemons leave on a machine that does not say whose it is: the machine's ends of veth pairs, which
+// go with the network namespaces at the other end.
 func traces() (all []string) {
-	sockets, _ := filepath.Glob("/run/containerd/s/*")
-	for _, socket := range sockets {
-		all = append(all, "socket "+socket)
-	}
 	interfaces, _ := net.Interfaces()
 	for _, i := range interfaces {
 		if strings.HasPrefix(i.Name, "veth") {
@@ -205,14 +201,17 @@ func (d *daemon) nothingLeft() {
 		groups, _ := filepath.Glob(pattern + instance)
 		left = append(left, groups...)
 	}
-	if _, err := os.Lstat("/run/runnerd-claims/" + instance + ".json"); err == nil {
-		left = append(left, "the claim of "+instance)
+	for _, file := range []string{"/run/runnerd-claims/" + instance + ".json", "/run/" + instance + ".shims"} {
+		if _, err := os.Lstat(file); err == nil {
+			left = append(left, file)
+		}
 	}
 	if tables, _ := exec.Command("nft", "list", "tables").Output(); strings.Contains(string(tables), instance) {
 		left = append(left, "nftables table "+instance)
 	}
 	if len(left) > 0 {
-		d.t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+		log := d.log.String()
+		d.t.Errorf("left behind:\n%s\nthe end of its log:\n%s", strings.Join(left, "\n"), log[max(0, len(log)-4<<10):])
 	}
 }
 
@@ -431,6 +430,12 @@ func TestKilledDaemon(t *testing.T) {
 	}
 	if frozen < 2 {
 		t.Errorf("%d sandboxes were frozen, of two jobs and those in the pool", frozen)
+	}
+	// As when it was killed while it looked into an image, and while a shim started.
+	for _, dir := range []string{filepath.Join(d.state, "run/tmp/containerd-mount1"), "/run/" + d.instance() + ".shims/no-one's"} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d.start()
 	for i := range 2 {

@@ -24,18 +24,21 @@ type containerdDaemon struct {
 // containerdReadyTimeout bounds how long a fresh containerd may take to answer; 40 ms are usual.
 const containerdReadyTimeout = 20 * time.Second
 
-// startContainerd starts a containerd whose files lie in stateDir and runDir. It ends with this process;
-// the shims, and so the sandboxes, outlive it.
-func startContainerd(ctx context.Context, engineDir, stateDir, runDir string) (*containerdDaemon, error) {
+// startContainerd starts a containerd whose files lie in stateDir and runDir, and its shims' sockets in shimsDir. It
+// ends with this process; the shims, and so the sandboxes, outlive it.
+func startContainerd(ctx context.Context, engineDir, stateDir, runDir, shimsDir string) (*containerdDaemon, error) {
 	for _, dir := range []string{stateDir, runDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // searchable, since mounts below are seen by mapped ids
 			return nil, err
 		}
 	}
+	if err := os.MkdirAll(shimsDir, 0o700); err != nil {
+		return nil, err
+	}
 	d := &containerdDaemon{socket: filepath.Join(runDir, "containerd.sock"), exited: make(chan struct{})}
 	config := filepath.Join(runDir, "containerd.toml")
-	// What a namespace holds must have come there by itself: see found.namespace. Only what sandboxes use is loaded; metadata is written without fsync, since it is rebuilt from the
-	// registry after a crash of the machine.
+	// What a namespace holds must have come there by itself: see found.namespace. Only what sandboxes use is loaded;
+	// metadata is written without fsync, since it is rebuilt from the registry after a crash of the machine.
 	text := fmt.Sprintf(`version = 3
 root = %q
 state = %q
@@ -53,9 +56,11 @@ disabled_plugins = [
 [plugins."io.containerd.metadata.v1.bolt"]
   no_sync = true
   content_sharing_policy = "isolated"
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = %q
 [plugins."io.containerd.snapshotter.v1.overlayfs"]
   sync_remove = false
-`, stateDir, runDir, d.socket)
+`, stateDir, runDir, d.socket, shimsDir)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

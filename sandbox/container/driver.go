@@ -92,12 +92,12 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	if len(cfg.DNS) == 0 {
 		d.cfg.DNS = resolvers()
 	}
-	for _, dir := range []string{cfg.StateDir, cfg.RunDir, d.sandboxesDir(), filepath.Join(cfg.RunDir, "tmp")} {
+	for _, dir := range []string{cfg.StateDir, cfg.RunDir, d.sandboxesDir(), d.tempMountsDir()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // searchable by mapped ids
 			return nil, err
 		}
 	}
-	mount.SetTempMountLocation(filepath.Join(cfg.RunDir, "tmp"))
+	mount.SetTempMountLocation(d.tempMountsDir())
 	if d.cgroups, err = findHierarchies(); err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 		if err := d.endShims(ctx); err != nil {
 			return nil, fmt.Errorf("end what an earlier run left: %w", err)
 		}
-		if d.containerd, err = startContainerd(ctx, cfg.EngineDir, filepath.Join(cfg.StateDir, "containerd"), filepath.Join(cfg.RunDir, "containerd")); err != nil {
+		if d.containerd, err = startContainerd(ctx, cfg.EngineDir, filepath.Join(cfg.StateDir, "containerd"), filepath.Join(cfg.RunDir, "containerd"), d.shimsDir()); err != nil {
 			return nil, err
 		}
 		socket = d.containerd.socket
@@ -242,7 +242,8 @@ func (d *Driver) removeRoots(ctx context.Context) error {
 	return errors.Join(
 		cgroup{h: d.cgroups, path: "/" + d.cfg.Name}.remove(ctx),
 		removeEmpty(d.sandboxesDir()),
-		removeEmpty(filepath.Join(d.cfg.RunDir, "tmp")),
+		removeEmpty(d.tempMountsDir()),
+		os.RemoveAll(d.shimsDir()), // the last shim may still be on its way out
 	)
 }
 
@@ -255,6 +256,13 @@ func removeEmpty(dir string) error {
 
 func (d *Driver) namespace() string    { return d.cfg.Name }
 func (d *Driver) sandboxesDir() string { return filepath.Join(d.cfg.RunDir, "sandboxes") }
+
+// tempMountsDir is where containerd's client mounts what it only looks into.
+func (d *Driver) tempMountsDir() string { return filepath.Join(d.cfg.RunDir, "tmp") }
+
+// shimsDir is where the shims listen: a directory of the driver's own, so that the sockets of killed shims are known
+// for its own, whatever they were doing. It is not in RunDir since containerd takes 42 bytes at the most.
+func (d *Driver) shimsDir() string { return filepath.Join("/run", d.cfg.Name+".shims") }
 
 // context returns ctx with the driver's containerd namespace.
 func (d *Driver) context(ctx context.Context) context.Context {

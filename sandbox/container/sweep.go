@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -36,23 +35,9 @@ func (d *Driver) endShims(ctx context.Context) error {
 		return err
 	}
 	const tasks = "io.containerd.runtime.v2.task"
-	bundles, err := filepath.Glob(filepath.Join(run, tasks, d.namespace(), "*", "bootstrap.json"))
-	if err != nil {
-		return err
-	}
-	for _, bundle := range bundles {
-		var shim struct{ Address string }
-		text, err := os.ReadFile(bundle)
-		if err == nil && json.Unmarshal(text, &shim) == nil && strings.HasPrefix(shim.Address, "unix:///") {
-			err = removeFile(strings.TrimPrefix(shim.Address, "unix://"))
-		}
-		if err != nil {
-			return err
-		}
-	}
 	for _, dir := range []string{
 		filepath.Join(run, tasks, d.namespace()), filepath.Join(d.cfg.StateDir, "containerd", tasks, d.namespace()),
-		filepath.Join(d.cfg.RunDir, "runc", d.namespace()),
+		filepath.Join(d.cfg.RunDir, "runc", d.namespace()), d.shimsDir(),
 	} {
 		if err := errors.Join(unmountBelow(ctx, dir), os.RemoveAll(dir)); err != nil {
 			return err
@@ -112,12 +97,14 @@ func (d *Driver) sweep(ctx context.Context) error {
 	if err := removal.Wait(); err != nil {
 		return err
 	}
-	if err := errors.Join(unmountBelow(ctx, d.sandboxesDir()), unmountBelow(ctx, filepath.Join(d.cfg.RunDir, "tmp"))); err != nil {
-		return err
-	}
-	entries, _ := os.ReadDir(d.sandboxesDir())
-	for _, e := range entries {
-		err = errors.Join(err, removeTree(filepath.Join(d.sandboxesDir(), e.Name())))
+	for _, dir := range []string{d.sandboxesDir(), d.tempMountsDir()} {
+		if err := unmountBelow(ctx, dir); err != nil {
+			return err
+		}
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			err = errors.Join(err, removeTree(filepath.Join(dir, e.Name())))
+		}
 	}
 	return errors.Join(err,
 		os.RemoveAll(filepath.Join(d.cfg.StateDir, "disks", "scratch")),
