@@ -80,13 +80,15 @@ func (p *poller) once(ctx context.Context) time.Duration {
 	p.well(given.Job != nil)
 	if given.Job == nil {
 		gap := max(0, jitter(p.cfg.CheckInterval)-time.Since(began))
-		// A request that does not say what we know is answered at once. The next one is held, if the server does that.
+		// A request that does not say what we know is answered at once, such as the first after a job, whose answer did
+		// not tell. The next one is held, if the server does that.
 		p.hurried = gap > 0 && news && !p.hurried
 		if p.hurried {
 			return 0
 		}
 		return gap
 	}
+	p.hurried = false
 	j := p.assigned(p.running, p.r, client, given, session)
 	// How much room it takes is known when it was let in, or not.
 	select {

@@ -40,6 +40,15 @@ func TestPoll(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a job is taken at once, however many came before", func(t *testing.T) {
+		virtual(t, func(t *testing.T, w *world) {
+			w.start()
+			for range 5 {
+				time.Sleep(400 * time.Millisecond)
+				w.over(w.fake.offer(nil), 50*time.Millisecond)
+			}
+		})
+	})
 	t.Run("a server that does not hold requests", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
 			times := answers(w, http.StatusNoContent, nil)
