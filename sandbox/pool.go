@@ -40,6 +40,10 @@ type Spare struct {
 // burst is the time over which a Pool counts what is asked for.
 const burst = 5 * time.Second
 
+// lull is how long a Pool leaves the machine to a job that has taken a sandbox before it begins to replace it: the
+// first things that a job does are what its owner waits for.
+const lull = 200 * time.Millisecond
+
 // poolRetry is how long a Pool waits after a start that failed.
 const poolRetry = 5 * time.Second
 
@@ -66,6 +70,7 @@ type shelf struct {
 	learned bool        // it is there because jobs asked for it
 	asked   []time.Time // of a learned one: when, within the last burst, and the last time at least
 	ready   []Sandbox
+	resume  time.Time // when to begin to replace what was taken
 	failed  time.Time // the last start
 }
 
@@ -146,6 +151,9 @@ func (p *Pool) take(n Nesting, s Spec) Sandbox {
 		sb := shelf.ready[0]
 		shelf.ready = shelf.ready[1:]
 		if adopter, ok := As[Adopter](sb); ok && (s.Digest == "" || adopter.ImageDigest() == s.Digest) {
+			if !shelf.resume.After(now) { // else takes that follow each other would put it off for ever
+				shelf.resume = now.Add(lull)
+			}
 			return sb
 		}
 		p.stale = append(p.stale, sb)
@@ -202,8 +210,12 @@ func (p *Pool) plan(now time.Time) (start *shelf, unwanted []Sandbox, again time
 			unwanted, s.ready = append(unwanted, s.ready[0]), s.ready[1:]
 		}
 		if len(s.ready) < s.Size && start == nil {
-			if retry := s.failed.Add(poolRetry); !s.failed.IsZero() && retry.After(now) {
-				look(retry)
+			at := s.resume
+			if !s.failed.IsZero() {
+				at = s.failed.Add(poolRetry)
+			}
+			if at.After(now) {
+				look(at)
 			} else {
 				start = s
 			}

@@ -76,6 +76,11 @@ func TestPool(t *testing.T) {
 			t.Fatalf("got %v, %v", sb, ok)
 		}
 		synctest.Wait()
+		if ready, _ := p.Ready(); ready != 1 || len(made) != 2 {
+			t.Errorf("refilled beside the job's first steps: %d ready, %d made", ready, len(made))
+		}
+		time.Sleep(lull)
+		synctest.Wait()
 		if ready, _ := p.Ready(); ready != 2 || len(made) != 3 {
 			t.Errorf("not refilled: %d ready, %d made", ready, len(made))
 		}
@@ -116,6 +121,7 @@ func TestPoolLearns(t *testing.T) {
 		}
 		ready := func(want int, why string) {
 			t.Helper()
+			time.Sleep(lull)
 			synctest.Wait()
 			if n, _ := p.Ready(); n != want {
 				t.Errorf("%s: %d ready, want %d", why, n, want)
