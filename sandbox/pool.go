@@ -127,6 +127,30 @@ func (p *Pool) ring() {
 	}
 }
 
+// Learn notes that a job got a sandbox that the pool does not serve: the next one may ask for the same. A kind that
+// cannot be started, such as one with an image that there is not, is so never learned.
+func (p *Pool) Learn(n Nesting, s Spec) {
+	if p.spare.Size == 0 || s.State != "" || s.Base != nil || s.Pull.Password != "" {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for _, shelf := range p.shelves {
+		if shelf.serves(n, s) {
+			shelf.asked = append(shelf.asked, now)
+			p.ring()
+			return
+		}
+	}
+	kind := Spec{
+		Image: s.Image, Volumes: s.Volumes, Toolbox: s.Toolbox, EngineArgs: s.EngineArgs,
+		Limits: Limits{Disk: s.Limits.Disk, Inodes: s.Limits.Inodes},
+	}
+	p.shelves = append(p.shelves, &shelf{PoolKind: PoolKind{Nesting: n, Spec: kind}, learned: true, asked: []time.Time{now}})
+	p.ring()
+}
+
 // take is the first part of Take; it notes what was asked for.
 func (p *Pool) take(n Nesting, s Spec) Sandbox {
 	p.mu.Lock()
@@ -134,13 +158,6 @@ func (p *Pool) take(n Nesting, s Spec) Sandbox {
 	now := time.Now()
 	i := slices.IndexFunc(p.shelves, func(shelf *shelf) bool { return shelf.serves(n, s) })
 	if i < 0 {
-		if p.spare.Size > 0 && s.State == "" && s.Base == nil && s.Pull.Password == "" {
-			kind := Spec{
-				Image: s.Image, Volumes: s.Volumes, Toolbox: s.Toolbox, EngineArgs: s.EngineArgs,
-				Limits: Limits{Disk: s.Limits.Disk, Inodes: s.Limits.Inodes},
-			}
-			p.shelves = append(p.shelves, &shelf{PoolKind: PoolKind{Nesting: n, Spec: kind}, learned: true, asked: []time.Time{now}})
-		}
 		return nil
 	}
 	shelf := p.shelves[i]

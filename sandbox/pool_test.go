@@ -111,11 +111,15 @@ func TestPoolLearns(t *testing.T) {
 		nesting := Nesting{Container}
 		p := NewPool(nil, Spare{Size: 3, Keep: time.Minute}, open, slog.New(slog.DiscardHandler))
 		take := func(image, digest string) bool {
-			sb, ok := p.Take(nesting, Spec{Image: image, Digest: digest})
+			spec := Spec{Image: image, Digest: digest}
+			served := p.Serves(nesting, spec)
+			sb, ok := p.Take(nesting, spec)
 			if ok {
 				if err := sb.Close(t.Context()); err != nil {
 					t.Error(err)
 				}
+			} else if !served {
+				p.Learn(nesting, spec)
 			}
 			return ok
 		}
@@ -128,6 +132,10 @@ func TestPoolLearns(t *testing.T) {
 			}
 		}
 		ready(0, "nobody has asked")
+		if _, ok := p.Take(nesting, Spec{Image: "a"}); ok {
+			t.Error("got a sandbox of nothing")
+		}
+		ready(0, "the job that asked got none")
 		if take("a", "one") {
 			t.Error("the first job got a sandbox of the pool")
 		}

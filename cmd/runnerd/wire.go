@@ -460,7 +460,8 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 
 // scriptSandbox is one of the pool, or a new one. From here on it is known whose it is.
 func (a *assembly) scriptSandbox(ctx context.Context, j runner.Job, spec sandbox.Spec) (sandbox.Sandbox, error) {
-	if a.pool.Serves(j.Nesting, spec) {
+	served := a.pool.Serves(j.Nesting, spec)
+	if served {
 		digest, err := a.driver.Authorise(ctx, spec.Image, spec.Pull)
 		if err != nil {
 			return nil, err
@@ -475,6 +476,9 @@ func (a *assembly) scriptSandbox(ctx context.Context, j runner.Job, spec sandbox
 	if err != nil {
 		a.scopes.forget(j.ID)
 		return nil, err
+	}
+	if !served {
+		a.pool.Learn(j.Nesting, spec)
 	}
 	return a.scopes.owned(sb, j.Scope), nil
 }
