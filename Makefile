@@ -6,7 +6,7 @@ SHELL := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-PACKAGES := gcc libc6-dev pkg-config libseccomp-dev debootstrap e2fsprogs nftables iptables iproute2 ca-certificates jq git
+PACKAGES := gcc libc6-dev pkg-config libseccomp-dev debootstrap e2fsprogs nftables iptables iproute2 ca-certificates jq git isal
 
 # What the emulated machine of "make guest" needs beside these.
 GUEST_PACKAGES := qemu-system-x86 busybox-static cpio
