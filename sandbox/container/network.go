@@ -128,7 +128,7 @@ func (n *network) detach(addr netip.Addr) error {
 }
 
 // connect makes the veth pair. Each end has its address and the other's, so that the kernel adds the routes between
-// them by itself. Its order matters: nothing is sent over a pair before both ends are up.
+// them by itself. The sandbox's end is set up last: before that nothing is sent over the pair, either way.
 func (n *network) connect(addr netip.Addr, s *slot) error {
 	pair := netlink.NewVeth(netlink.NewLinkAttrs())
 	pair.Name, pair.MTU, pair.Flags = machineEnd(addr), n.mtu, net.FlagUp
