@@ -270,7 +270,8 @@ func TestKilledDaemonsClaim(t *testing.T) {
 func TestLeftVethPair(t *testing.T) {
 	const left, address = "veth-0ad60002", "10.214.0.2" // the first that a daemon of a test gives
 	for _, args := range [][]string{
-		{"link", "add", left, "up", "type", "veth", "peer", "name", "rdit2", "up"},
+		{"link", "add", left, "up", "type", "veth", "peer", "name", "rdit2"},
+		{"link", "set", "rdit2", "up"},
 		{"addr", "add", "10.214.0.1", "peer", address, "dev", left},
 	} {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
