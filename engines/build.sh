@@ -17,8 +17,6 @@ moby=github.com/moby/moby/v2
 cli=github.com/docker/cli
 buildx=github.com/docker/buildx
 buildkit=github.com/moby/buildkit
-cni=github.com/containernetworking/plugins
-cni_version=$cni/pkg/utils/buildversion.BuildVersion
 engines=(
 	"buildctl                 $buildkit/cmd/buildctl                   $buildkit   $buildkit/version.Version"
 	"buildkitd                $buildkit/cmd/buildkitd                  $buildkit   $buildkit/version.Version"
@@ -28,9 +26,6 @@ engines=(
 	"docker-buildx            $buildx/cmd/buildx                       $buildx     $buildx/version.Version"
 	"dockerd                  $moby/cmd/dockerd                        $moby       $moby/dockerversion.Version \
 		exclude_graphdriver_btrfs,exclude_graphdriver_zfs,no_libnftables"
-	"host-local               $cni/plugins/ipam/host-local             $cni        $cni_version"
-	"loopback                 $cni/plugins/main/loopback               $cni        $cni_version"
-	"ptp                      $cni/plugins/main/ptp                    $cni        $cni_version"
 	"runc                     github.com/opencontainers/runc           github.com/opencontainers/runc - seccomp"
 )
 
@@ -89,7 +84,7 @@ compile() {
 	# docker/cli has no go.mod, so Go takes it for Go 1.16 code; its files say otherwise, all but one.
 	docker) flags=("-gcflags=$package=-lang=go1.26") ;;
 	# These print the tag with its v.
-	containerd* | buildkitd | buildctl | docker-buildx | ptp | loopback | host-local) version=v$version ;;
+	containerd* | buildkitd | buildctl | docker-buildx) version=v$version ;;
 	esac
 	[[ $variable == - ]] || ld+=" -X $variable=$version"
 	go build -trimpath -buildvcs=false -tags "$tags" -ldflags "$ld" ${flags[@]+"${flags[@]}"} -o "$out/.$name.new" "$package"

@@ -265,6 +265,30 @@ func TestKilledDaemonsClaim(t *testing.T) {
 	d.start() // which removes what it left
 }
 
+// TestLeftVethPair starts a sandbox at an address whose veth pair, of a killed daemon's sandbox, the kernel has not yet
+// removed.
+func TestLeftVethPair(t *testing.T) {
+	const left, address = "veth-0ad60002", "10.214.0.2" // the first that a daemon of a test gives
+	for _, args := range [][]string{
+		{"link", "add", left, "up", "type", "veth", "peer", "name", "rdit2"},
+		{"link", "set", "rdit2", "up"},
+		{"addr", "add", "10.214.0.1", "peer", address, "dev", left},
+	} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() { _ = exec.Command("ip", "link", "delete", "rdit2").Run() })
+	d := startDaemon(t, "images: {preload: ["+debianOnly(t)+"]}\n")
+	hosts := d.want(0, "", "run", "--", "bash", "-c", "cat /etc/hosts; exec 3<>/dev/tcp/10.214.0.1/"+registryPort(t, "10.214.0.1"))
+	if !strings.Contains(hosts, address+"\t") {
+		t.Errorf("the sandbox is not at %s: %s", address, hosts)
+	}
+	if _, err := net.InterfaceByName("rdit2"); err == nil {
+		t.Error("the old pair is still there")
+	}
+}
+
 // TestHostileNeighbours holds that a job goes on beside those that use up what there is.
 func TestHostileNeighbours(t *testing.T) {
 	d := startDaemon(t, "")

@@ -34,7 +34,7 @@ type Config struct {
 	StateDir string
 	// RunDir holds sockets and mounts; it is empty after a boot.
 	RunDir string
-	// EngineDir holds containerd, its shim, runc, the CNI plugins and runnerd-init.
+	// EngineDir holds containerd, its shim, runc and runnerd-init.
 	EngineDir string
 	// Containerd is the socket of a containerd to use; empty starts one.
 	Containerd string
@@ -101,9 +101,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 	if d.cgroups, err = findHierarchies(); err != nil {
 		return nil, err
 	}
-	if d.network, err = newNetwork(cfg.Name, cfg.Subnet, cfg.MTU, cfg.Ports, cfg.EngineDir, cfg.RunDir); err != nil {
-		return nil, err
-	}
+	d.network = newNetwork(cfg.Name, cfg.Subnet, cfg.MTU, cfg.Ports)
 	claim := Claim{Name: cfg.Name, StateDir: cfg.StateDir, PID: os.Getpid(), Subnet: cfg.Subnet, FirstUID: cfg.FirstUID, UIDRanges: cfg.UIDRanges}
 	if d.claim, err = claim.take(ctx, claimsDir); err != nil {
 		return nil, err

@@ -56,7 +56,7 @@ func newSlot(base uint32) (_ *slot, err error) {
 	return s, nil
 }
 
-// usernsPath and netnsPath name the namespaces for other processes of the machine: runc, CNI plugins.
+// usernsPath and netnsPath name the namespaces for another process of the machine, runc.
 func (s *slot) usernsPath() string { return descriptorPath(s.userns) }
 func (s *slot) netnsPath() string  { return descriptorPath(s.netns) }
 

@@ -3,69 +3,46 @@ package container
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 
-	"github.com/containernetworking/cni/libcni"
-	cnitypes "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
-// network connects sandboxes to the outside: one veth pair a sandbox (CNI's ptp plugin, so there is no
-// bridge on which neighbours could meet), addresses from one subnet, and one nftables table for all of
-// them that translates addresses and keeps sandboxes away from each other and from the machine.
+// network connects sandboxes to the outside: one veth pair a sandbox (so there is no bridge on which neighbours could
+// meet), addresses from one subnet, and one nftables table for all of them that translates addresses and keeps
+// sandboxes away from each other and from the machine.
 type network struct {
-	name   string // of the nftables table
-	subnet netip.Prefix
+	name      string // of the nftables table
+	subnet    netip.Prefix
+	addresses *addresses
 	// gateway is the subnet's first address: the machine, as seen from every sandbox.
 	gateway netip.Addr
 	mtu     int
-	ports   []int // TCP ports of the gateway that sandboxes may use
-	cni     *libcni.CNIConfig
-	list    *libcni.NetworkConfigList
+	ports   []int           // TCP ports of the gateway that sandboxes may use
+	machine *netlink.Handle // of the machine's own network namespace, from up to down
 }
 
-func newNetwork(name string, subnet netip.Prefix, mtu int, ports []int, pluginDir, stateDir string) (*network, error) {
+func newNetwork(name string, subnet netip.Prefix, mtu int, ports []int) *network {
 	if mtu == 0 {
 		mtu = uplinkMTU()
 	}
-	n := &network{name: name, subnet: subnet.Masked(), gateway: subnet.Masked().Addr().Next(), mtu: mtu, ports: ports}
-	conf, err := json.Marshal(map[string]any{
-		"cniVersion": "1.0.0",
-		"name":       name,
-		"plugins": []map[string]any{{
-			"type":   "ptp",
-			"mtu":    mtu,
-			"ipMasq": false, // one rule for the subnet does it, instead of a chain a sandbox
-			"ipam": map[string]any{
-				"type":    "host-local",
-				"dataDir": filepath.Join(stateDir, "addresses"),
-				"ranges":  [][]map[string]string{{{"subnet": n.subnet.String()}}},
-				"routes":  []map[string]string{{"dst": "0.0.0.0/0"}},
-			},
-		}},
-	})
-	if err != nil {
-		return nil, err
-	}
-	if n.list, err = libcni.NetworkConfFromBytes(conf); err != nil {
-		return nil, fmt.Errorf("configure network: %w", err)
-	}
-	// libcni itself and not go-cni, which cannot be told where to keep its cache.
-	n.cni = libcni.NewCNIConfigWithCacheDir([]string{pluginDir}, filepath.Join(stateDir, "cni"), nil)
-	return n, nil
+	addresses := newAddresses(subnet)
+	return &network{name: name, subnet: addresses.subnet, addresses: addresses, gateway: addresses.gateway(), mtu: mtu, ports: ports}
 }
 
 // up sets the machine's side: forwarding, and the nftables table, replaced as a whole if it is there.
-func (n *network) up(ctx context.Context) error {
+func (n *network) up(ctx context.Context) (err error) {
+	if n.machine, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("speak with the kernel's network: %w", err)
+	}
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("enable forwarding: %w: run \"sysctl -w net.ipv4.ip_forward=1\"", err)
 	}
@@ -108,6 +85,9 @@ table inet %[1]s {
 
 // down removes the table. ip_forward stays: others may rely on it by now.
 func (n *network) down(ctx context.Context) error {
+	if n.machine != nil {
+		n.machine.Close()
+	}
 	return deleteTable(ctx, n.name)
 }
 
@@ -121,101 +101,114 @@ func nft(ctx context.Context, ruleset string) error {
 	return nil
 }
 
-// attach gives a sandbox's network namespace its loopback and eth0, and returns eth0's address. The sandbox can send
-// from no other: see onlyOwnAddress.
-func (n *network) attach(ctx context.Context, id string, s *slot) (netip.Addr, error) {
-	if err := loopbackUp(s.netns); err != nil {
-		return netip.Addr{}, err
-	}
-	result, err := n.cni.AddNetworkList(ctx, n.list, runtimeConf(id, s))
+// attach gives a sandbox's network namespace its loopback and eth0, and returns eth0's address, which is nobody else's
+// until detach. The sandbox can send from no other: see onlyOwnAddress.
+func (n *network) attach(id string, s *slot) (netip.Addr, error) {
+	addr, err := n.addresses.acquire(id)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("attach to network: %w", err)
 	}
-	err = errors.New("the plugin gave no address")
-	if r, err2 := cnitypes.GetResult(result); err2 == nil && len(r.IPs) > 0 {
-		if addr, ok := netip.AddrFromSlice(r.IPs[0].Address.IP.To4()); ok {
-			if err = onlyOwnAddress(r.Interfaces); err == nil {
-				return addr, nil
-			}
+	if err := n.connect(addr, s); err != nil {
+		return netip.Addr{}, errors.Join(fmt.Errorf("attach to network: %w", err), n.detach(addr))
+	}
+	return addr, nil
+}
+
+// detach takes a sandbox off the network, whoever of it is still alive, and gives its address back. It is no error if
+// there is none.
+func (n *network) detach(addr netip.Addr) error {
+	if !addr.IsValid() {
+		return nil
+	}
+	if err := n.removeEnd(machineEnd(addr)); err != nil {
+		return fmt.Errorf("detach from network: %w", err) // and nobody else gets the address
+	}
+	n.addresses.release(addr)
+	return nil
+}
+
+// connect makes the veth pair. Each end has its address and the other's, so that the kernel adds the routes between
+// them by itself. The sandbox's end is set up last: before that nothing is sent over the pair, either way.
+func (n *network) connect(addr netip.Addr, s *slot) error {
+	pair := netlink.NewVeth(netlink.NewLinkAttrs())
+	pair.Name, pair.MTU, pair.Flags = machineEnd(addr), n.mtu, net.FlagUp
+	pair.PeerName, pair.PeerNamespace = "eth0", netlink.NsFd(s.netns.Fd())
+	err := n.machine.LinkAdd(pair)
+	if errors.Is(err, unix.EEXIST) { // a killed daemon's: the kernel takes its time to remove a network namespace
+		if err = n.removeEnd(pair.Name); err == nil {
+			err = n.machine.LinkAdd(pair)
 		}
 	}
-	return netip.Addr{}, errors.Join(fmt.Errorf("attach to network: %w", err), n.detach(ctx, id, s))
+	if err != nil {
+		return fmt.Errorf("make veth pair %s: %w: run \"runnerd doctor\"", pair.Name, err)
+	}
+	if err := onlyOwnAddress(pair.Name); err != nil {
+		return err
+	}
+	if err := n.machine.AddrAdd(pair, pointToPoint(n.gateway, addr)); err != nil {
+		return fmt.Errorf("give %s the address %s: %w", pair.Name, n.gateway, err)
+	}
+	inside, err := netlink.NewHandleAt(netns.NsHandle(s.netns.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("speak with the sandbox's network: %w", err)
+	}
+	defer inside.Close()
+	if err := inside.LinkSetUp(loopback); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	eth0, err := inside.LinkByName(pair.PeerName)
+	if err != nil {
+		return fmt.Errorf("find eth0: %w", err)
+	}
+	if err := inside.AddrAdd(eth0, pointToPoint(addr, n.gateway)); err != nil {
+		return fmt.Errorf("give eth0 the address %s: %w", addr, err)
+	}
+	if err := inside.LinkSetUp(eth0); err != nil {
+		return fmt.Errorf("set eth0 up: %w", err)
+	}
+	if err := inside.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: n.gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("route by %s: %w", n.gateway, err)
+	}
+	return nil
+}
+
+// loopback is the first interface of every network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
+var loopback = &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}
+
+// machineEnd names the machine's end of the veth pair of the sandbox at an address. Only one driver of a machine has
+// the address (see Claim), and the hyphen is in no name that Docker or a CNI plugin would make up.
+func machineEnd(addr netip.Addr) string { return fmt.Sprintf("veth-%x", addr.As4()) }
+
+// removeEnd removes a veth pair by the machine's end. It is no error if there is none.
+func (n *network) removeEnd(name string) error {
+	end, err := n.machine.LinkByName(name)
+	if err == nil {
+		err = n.machine.LinkDel(end)
+	}
+	var none netlink.LinkNotFoundError
+	if err != nil && !errors.As(err, &none) && !errors.Is(err, unix.ENODEV) { // its namespace took it along
+		return fmt.Errorf("remove veth pair %s: %w", name, err)
+	}
+	return nil
+}
+
+// pointToPoint is an address with the only other one on the wire.
+func pointToPoint(own, other netip.Addr) *netlink.Addr {
+	alone := net.CIDRMask(32, 32)
+	return &netlink.Addr{IPNet: &net.IPNet{IP: own.AsSlice(), Mask: alone}, Peer: &net.IPNet{IP: other.AsSlice(), Mask: alone}}
 }
 
 // onlyOwnAddress makes the machine drop what comes from a sandbox with a source address that is not the sandbox's
 // (rp_filter, RFC 3704's strict mode: only that one is routed back over the sandbox's interface), and all IPv6, which
 // has no such filter and of which sandboxes have none beyond themselves. What runs on the machine can so tell
 // sandboxes by their addresses.
-func onlyOwnAddress(interfaces []*cnitypes.Interface) error {
-	for _, i := range interfaces {
-		if i.Sandbox != "" { // the sandbox's end
-			continue
-		}
-		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+i.Name+"/rp_filter", []byte("1"), 0o644); err != nil {
-			return fmt.Errorf("filter forged source addresses: %w", err)
-		}
-		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+i.Name+"/disable_ipv6", []byte("1"), 0o644)
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
-			return fmt.Errorf("turn off IPv6 of a sandbox: %w", err)
-		}
-		return nil
+func onlyOwnAddress(end string) error {
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+end+"/rp_filter", []byte("1"), 0o644); err != nil {
+		return fmt.Errorf("filter forged source addresses: %w", err)
 	}
-	return errors.New("the plugin made no interface on the machine")
-}
-
-// detach gives the address back; the veth goes with its namespace. It is no error if there was none.
-func (n *network) detach(ctx context.Context, id string, s *slot) error {
-	if err := n.cni.DelNetworkList(ctx, n.list, runtimeConf(id, s)); err != nil {
-		return fmt.Errorf("detach from network: %w", err)
-	}
-	return nil
-}
-
-func runtimeConf(id string, s *slot) *libcni.RuntimeConf {
-	conf := &libcni.RuntimeConf{ContainerID: id, IfName: "eth0"}
-	if s != nil {
-		conf.NetNS = s.netnsPath()
-	}
-	return conf
-}
-
-// loopbackUp sets lo up in a network namespace, from a thread that enters it and comes back. A thread that could not
-// would have to end there, and the main thread of a Go program never ends: it would hold the namespace.
-func loopbackUp(netns *os.File) error {
-	own, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return err
-	}
-	defer own.Close()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		err := raiseLoopback(netns)
-		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
-// raiseLoopback enters a network namespace and sets lo up in it. It leaves the thread there.
-func raiseLoopback(netns *os.File) error {
-	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace: %w", err)
-	}
-	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(socket)
-	request, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	request.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request); err != nil {
-		return fmt.Errorf("set loopback up: %w", err)
+	err := os.WriteFile("/proc/sys/net/ipv6/conf/"+end+"/disable_ipv6", []byte("1"), 0o644)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
+		return fmt.Errorf("turn off IPv6 of a sandbox: %w", err)
 	}
 	return nil
 }

@@ -97,10 +97,10 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 		return nil, err
 	}
 	var img *image
-	// The network is needed last, when the first process starts, and its plugins take longest.
-	network, networkCtx := errgroup.WithContext(ctx)
+	// The network is needed last, when the first process starts.
+	var network errgroup.Group
 	defer network.Wait()
-	network.Go(func() (err error) { sb.addr, err = d.network.attach(networkCtx, spec.ID, sb.slot); return err })
+	network.Go(func() (err error) { sb.addr, err = d.network.attach(spec.ID, sb.slot); return err })
 	prepare, prepareCtx := errgroup.WithContext(ctx)
 	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
@@ -346,7 +346,7 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 			delete(sb.d.at, sb.addr)
 		}
 		sb.d.mu.Unlock()
-		all.Go(func() { removed[len(members)] = sb.d.network.detach(ctx, sb.spec.ID, sb.slot) })
+		all.Go(func() { removed[len(members)] = sb.d.network.detach(sb.addr) })
 	}
 	all.Wait()
 	errs = append(errs, removed...)

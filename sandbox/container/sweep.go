@@ -109,8 +109,6 @@ func (d *Driver) sweep(ctx context.Context) error {
 	return errors.Join(err,
 		os.RemoveAll(filepath.Join(d.cfg.StateDir, "disks", "scratch")),
 		os.MkdirAll(filepath.Join(d.cfg.StateDir, "disks", "scratch"), 0o700),
-		os.RemoveAll(filepath.Join(d.cfg.RunDir, "addresses")),
-		os.RemoveAll(filepath.Join(d.cfg.RunDir, "cni")),
 		root.remove(ctx),
 	)
 }
