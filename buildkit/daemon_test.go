@@ -25,6 +25,9 @@ import (
 	"github.com/moby/buildkit/client"
 )
 
+// ReadPlan is planfile.Read, which imports this package.
+var ReadPlan func(context.Context, Input) (Plan, error)
+
 const (
 	enginesDir = "../bin/engines"
 	imagesDir  = "../bin/images"
@@ -204,7 +207,7 @@ func workspace(t testing.TB, files ...string) Build {
 		}
 		writeFile(t, b.Dir, files[i], files[i+1])
 	}
-	plan, err := Read(t.Context(), Input{Dir: b.Dir})
+	plan, err := ReadPlan(t.Context(), Input{Dir: b.Dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/docker/buildx/util/buildflags"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/session/filesync"
 )
 
@@ -18,7 +18,7 @@ var outputTypes = []string{"registry", "image", client.ExporterOCI, client.Expor
 
 // exports turns the target's outputs, and Push, into BuildKit's. It returns what will be written.
 func (b Build) exports(opt *client.SolveOpt, target Target) (written []*Output, err error) {
-	annotations, err := buildflags.ParseAnnotations(target.Annotations)
+	annotations, err := Annotations(target.Annotations)
 	if err != nil {
 		return nil, err
 	}
@@ -39,9 +39,7 @@ func (b Build) exports(opt *client.SolveOpt, target Target) (written []*Output, 
 			if attrs["name"] == "" && len(target.Tags) > 0 {
 				attrs["name"] = strings.Join(target.Tags, ",")
 			}
-			for key, value := range annotations {
-				attrs[key.String()] = value
-			}
+			maps.Copy(attrs, annotations)
 		}
 		switch output.Type {
 		case "registry", "image":
@@ -69,6 +67,33 @@ func (b Build) exports(opt *client.SolveOpt, target Target) (written []*Output, 
 		}
 	}
 	return written, nil
+}
+
+// Annotations reads what docker buildx takes as annotations, "[TYPE[PLATFORM],…:]KEY=VALUE", into attributes of
+// BuildKit's exporters.
+func Annotations(texts []string) (map[string]string, error) {
+	attrs := map[string]string{}
+	for _, text := range texts {
+		key, value, ok := strings.Cut(text, "=")
+		if !ok {
+			return nil, fmt.Errorf("annotation %q: write KEY=VALUE", text)
+		}
+		types, name, typed := strings.Cut(key, ":")
+		if !typed {
+			attrs[exptypes.AnnotationKey{Key: key}.String()] = value
+			continue
+		}
+		for kind := range strings.SplitSeq(types, ",") {
+			parsed, ok, err := exptypes.ParseAnnotationKey("annotation-" + kind + "." + name)
+			if err != nil {
+				return nil, fmt.Errorf("annotation %q: %w", text, err)
+			} else if !ok {
+				return nil, fmt.Errorf("annotation %q: write a type, a platform in square brackets if it is one platform's, and \":\" before KEY=VALUE", text)
+			}
+			attrs[parsed.String()] = value
+		}
+	}
+	return attrs, nil
 }
 
 // insecure tells whether all the hosts of a list of image names are to be spoken to without TLS. A worker's

@@ -1,23 +1,16 @@
-// Package buildkit builds images: it reads bake files and Dockerfiles into a Plan, keeps one BuildKit
-// worker a project in a sandbox of its own, and solves a plan's targets there.
+// Package buildkit builds images: it keeps one BuildKit worker a project in a sandbox of its own, and solves the targets
+// of a Plan there, which package planfile reads from bake files and Dockerfiles.
 package buildkit
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
 )
-
-const maxFile = 1 << 20 // bytes of a bake file, a Dockerfile or a .env file that are read
 
 // MaxTargets is how many targets a plan may have.
 const MaxTargets = 1000
@@ -71,7 +64,7 @@ type Secret struct {
 	Env  string `json:"env,omitempty"`
 }
 
-// Input says what to read.
+// Input says what planfile.Read is to read.
 type Input struct {
 	Dir     string   // all local paths lie in it
 	Files   []string // bake files or one Dockerfile, relative to Dir; none: what is there
@@ -86,117 +79,20 @@ type Input struct {
 	Frontends []string
 }
 
-// Read reads a plan from bake files, or from a Dockerfile as its one target "default". Every error of the
-// input is found here, before anything is started: what is missing, what does not parse and where, what
-// lies outside the directory, what is not allowed.
-func Read(ctx context.Context, in Input) (Plan, error) {
-	root, err := os.OpenRoot(in.Dir)
-	if err != nil {
-		return Plan{}, fmt.Errorf("build context: %w", err)
-	}
-	defer root.Close()
-	files := in.Files
-	if len(files) == 0 {
-		for _, name := range bakeFiles {
-			if _, err := root.Stat(name); err == nil {
-				files = append(files, name)
-			}
-		}
-	}
-	var plan Plan
-	if len(files) == 0 || len(files) == 1 && isDockerfile(files[0]) {
-		plan, err = readDockerfile(files, in.Targets)
-	} else {
-		plan, err = readBake(ctx, root, files, in)
-	}
-	if err != nil {
-		return Plan{}, err
-	}
-	for _, name := range plan.Build {
-		t := plan.Targets[name]
-		for key, value := range in.Args {
-			t.Args = withAttr(t.Args, key, value)
-		}
-		plan.Targets[name] = t
-	}
-	return plan, plan.check(root, in.Frontends)
+// Outcome is what the program runnerd-plan answers to an Input, as JSON.
+type Outcome struct {
+	Plan  Plan   `json:"plan"`
+	Error string `json:"error,omitempty"`
 }
 
-// readDockerfile makes a plan of one Dockerfile; targets name a stage of it.
-func readDockerfile(files, targets []string) (Plan, error) {
-	target := Target{Context: ".", Dockerfile: "Dockerfile"}
-	if len(files) == 1 {
-		target.Dockerfile = files[0]
-	}
-	if len(targets) > 1 {
-		return Plan{}, fmt.Errorf("%s has stages, of which one can be built: %d were named", target.Dockerfile, len(targets))
-	} else if len(targets) == 1 && targets[0] != "default" {
-		target.Stage = targets[0]
-	}
-	return Plan{Targets: map[string]Target{"default": target}, Build: []string{"default"}}, nil
-}
+// What that program may use for one plan. Build files are programs, and strangers write them.
+const (
+	ReadCPU    = 5         // seconds
+	ReadMemory = 512 << 20 // bytes
+)
 
-// isDockerfile tells a Dockerfile from a bake file by its name, as buildx tells HCL from JSON and compose.
-func isDockerfile(name string) bool {
-	ext := filepath.Ext(name)
-	return ext != ".hcl" && ext != ".json" && ext != ".yaml" && ext != ".yml"
-}
-
-// check validates the plan's paths and Dockerfiles.
-func (p Plan) check(root *os.Root, frontends []string) error {
-	if len(p.Build) == 0 {
-		return errors.New("nothing to build: name a target, or define a group or target \"default\"")
-	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(p.Targets)) {
-		t := p.Targets[name]
-		if err := p.checkTarget(root, &t, frontends); err != nil {
-			errs = append(errs, fmt.Errorf("target %s: %w", name, err))
-		}
-		p.Targets[name] = t
-	}
-	return errors.Join(errs...)
-}
-
-func (p Plan) checkTarget(root *os.Root, t *Target, frontends []string) (err error) {
-	if err := t.allowed(); err != nil {
-		return err
-	}
-	if err := checkDir(root, t.Context); err != nil {
-		return err
-	}
-	for _, name := range slices.Sorted(maps.Keys(t.Contexts)) {
-		context := t.Contexts[name]
-		if linked, ok := strings.CutPrefix(context, "target:"); ok {
-			if _, ok := p.Targets[linked]; !ok {
-				return fmt.Errorf("context %s: no target %q", name, linked)
-			}
-			continue
-		}
-		if strings.HasPrefix(context, "docker-image://") {
-			continue
-		}
-		if err := checkDir(root, context); err != nil {
-			return fmt.Errorf("context %s: %w", name, err)
-		}
-	}
-	text, where := []byte(t.DockerfileInline), "dockerfile-inline"
-	if t.DockerfileInline == "" {
-		if filepath.IsAbs(t.Dockerfile) {
-			return fmt.Errorf("%s: name a Dockerfile relative to its context", t.Dockerfile)
-		}
-		where = filepath.Join(t.Context, t.Dockerfile)
-		if text, err = readLimited(root, where); err != nil {
-			return err
-		}
-	}
-	t.Images, err = checkDockerfile(where, text, t.Stage, t.Args, frontends)
-	t.Images = slices.DeleteFunc(t.Images, func(image string) bool { return t.Contexts[image] != "" })
-	return err
-}
-
-// allowed refuses what no build may have, wherever it was asked for.
-func (t Target) allowed() error {
+// Allowed refuses what no build may have, wherever it was asked for.
+func (t Target) Allowed() error {
 	for arg := range t.Args {
 		if arg == "BUILDKIT_SYNTAX" {
 			return errors.New("build argument BUILDKIT_SYNTAX is denied: only the built-in Dockerfile frontend may run")
@@ -220,59 +116,6 @@ func (t Target) allowed() error {
 		}
 	}
 	return nil
-}
-
-// checkDir says whether a context is a directory in the root.
-func checkDir(root *os.Root, dir string) error {
-	if strings.Contains(dir, "://") || strings.HasPrefix(dir, "git@") {
-		return fmt.Errorf("context %s: remote contexts are not supported: check it out first", dir)
-	}
-	info, err := root.Stat(filepath.Clean(dir))
-	if err != nil {
-		if !filepath.IsLocal(dir) || strings.Contains(err.Error(), "escapes") { // os.Root has no error to compare with
-			return fmt.Errorf("context %s is outside %s: run from a directory that holds both", dir, root.Name())
-		}
-		return fmt.Errorf("context %s: %w", dir, pathless(err))
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("context %s: not a directory", dir)
-	}
-	return nil
-}
-
-// readLimited reads a regular file of at most maxFile bytes in the root.
-func readLimited(root *os.Root, name string) ([]byte, error) {
-	info, err := root.Stat(filepath.Clean(name)) // first: to open a FIFO would wait for its writer
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist: name another with -f", name)
-	} else if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, pathless(err))
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a file", name)
-	}
-	file, err := root.Open(filepath.Clean(name))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, pathless(err))
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, pathless(err))
-	}
-	if len(text) > maxFile {
-		return nil, fmt.Errorf("%s: %d bytes: at most %d are read", name, info.Size(), maxFile)
-	}
-	return text, nil
-}
-
-// pathless takes the path off an error whose message names it already.
-func pathless(err error) error {
-	var pathError *fs.PathError
-	if errors.As(err, &pathError) {
-		return pathError.Err
-	}
-	return err
 }
 
 // Closure is the part of the plan that it takes to build one target.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 
@@ -40,7 +41,7 @@ func (b Build) sessionOpt() (client.SolveOpt, error) {
 	opt.LocalMounts[contextName] = context
 	secrets := map[string][]byte{}
 	for name, t := range b.Plan.Targets {
-		if err := t.allowed(); err != nil {
+		if err := t.Allowed(); err != nil {
 			return opt, fmt.Errorf("target %s: %w", name, err)
 		}
 		if err := b.offerDirs(opt.LocalMounts, t); err != nil {
@@ -163,6 +164,15 @@ func (b Build) dockerfile(t Target) (dir, name string, err error) {
 	return filepath.Dir(path), filepath.Base(path), nil
 }
 
+// Pathless takes the path off an error whose message names it already.
+func Pathless(err error) error {
+	var pathError *fs.PathError
+	if errors.As(err, &pathError) {
+		return pathError.Err
+	}
+	return err
+}
+
 // inside follows the links of a path in b.Dir; it returns what is relative to b.Dir again.
 func (b Build) inside(path string) (string, error) {
 	root, err := filepath.EvalSymlinks(b.Dir)
@@ -171,7 +181,7 @@ func (b Build) inside(path string) (string, error) {
 	}
 	real, err := filepath.EvalSymlinks(filepath.Join(root, path))
 	if err != nil {
-		return "", pathless(err)
+		return "", Pathless(err)
 	}
 	rel, err := filepath.Rel(root, real)
 	if err != nil || !filepath.IsLocal(rel) {

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/buildkit/client"
 
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/buildkit/planfile"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/scope"
 )
@@ -68,7 +69,7 @@ target "broken" { dockerfile-inline = "FROM debian:bookworm-slim\nRUN exit 3\n" 
 			t.Fatal(err)
 		}
 	}
-	plan, err := buildkit.Read(t.Context(), buildkit.Input{Dir: dir, Vars: map[string]string{"TAG": tag}})
+	plan, err := planfile.Read(t.Context(), buildkit.Input{Dir: dir, Vars: map[string]string{"TAG": tag}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func TestClone(t *testing.T) {
 	run := func(l *buildkit.Lease, step string) (buildkit.Result, string) {
 		t.Helper()
 		dir := files(t, "Dockerfile", "FROM debian:bookworm-slim\nRUN --mount=type=cache,target=/cache "+step+"\n")
-		plan, err := buildkit.Read(t.Context(), buildkit.Input{Dir: dir})
+		plan, err := planfile.Read(t.Context(), buildkit.Input{Dir: dir})
 		if err != nil {
 			t.Fatal(err)
 		}

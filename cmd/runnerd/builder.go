@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/docker/buildx/util/buildflags"
+	bkclient "github.com/moby/buildkit/client"
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/runner"
@@ -190,11 +190,11 @@ func (bd builder) adjust(p *buildkit.Plan, b api.Build) error {
 	if err != nil {
 		return err
 	}
-	from, err := options("cache-from", b.CacheFrom)
+	from, err := cachesOf("cache-from", b.CacheFrom)
 	if err != nil {
 		return err
 	}
-	to, err := options("cache-to", b.CacheTo)
+	to, err := cachesOf("cache-to", b.CacheTo)
 	if err != nil {
 		return err
 	}
@@ -251,22 +251,24 @@ func merged[V any](a, b map[string]V) map[string]V {
 // outputsOf reads outputs as docker buildx has them: type=T,key=value,…, a directory, or "-" for a tar to the
 // standard output.
 func outputsOf(texts []string) ([]buildkit.Option, error) {
-	entries, err := buildflags.ParseExports(texts)
-	if err != nil {
-		return nil, fmt.Errorf("--output: %w", err)
-	}
-	var out []buildkit.Option
-	for _, e := range entries {
-		if e.Destination != "" {
-			e.Attrs["dest"] = e.Destination
+	return options("output", texts, func(dest string) buildkit.Option {
+		kind := bkclient.ExporterLocal
+		if dest == "-" {
+			kind = bkclient.ExporterTar
 		}
-		out = append(out, buildkit.Option{Type: e.Type, Attrs: e.Attrs})
-	}
-	return out, nil
+		return buildkit.Option{Type: kind, Attrs: map[string]string{"dest": dest}}
+	})
 }
 
-// options reads caches: type=T,key=value,… as docker buildx has it.
-func options(flag string, texts []string) ([]buildkit.Option, error) {
+// cachesOf reads caches as docker buildx has them: type=T,key=value,…, or the reference of one in a registry.
+func cachesOf(flag string, texts []string) ([]buildkit.Option, error) {
+	return options(flag, texts, func(ref string) buildkit.Option {
+		return buildkit.Option{Type: "registry", Attrs: map[string]string{"ref": ref}}
+	})
+}
+
+// options reads type=T,key=value,…; short makes one of a single word.
+func options(flag string, texts []string, short func(string) buildkit.Option) ([]buildkit.Option, error) {
 	var out []buildkit.Option
 	for _, text := range texts {
 		fields, err := csv.NewReader(strings.NewReader(text)).Read()
@@ -282,7 +284,7 @@ func options(flag string, texts []string) ([]buildkit.Option, error) {
 			case ok:
 				o.Attrs[key] = value
 			case len(fields) == 1:
-				o.Type, o.Attrs["ref"] = "registry", f
+				o = short(f)
 			default:
 				return nil, fmt.Errorf("--%s %q: key=value is needed, not %q", flag, text, f)
 			}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/buildkit/planfile"
 	"github.com/runnerd/runnerd/ledger"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/api/apitest"
@@ -142,7 +143,7 @@ func TestShareCredentials(t *testing.T) {
 
 // TestShareIsNotNamed holds that no build names the shared caches itself.
 func TestShareIsNotNamed(t *testing.T) {
-	bd := builder{read: buildkit.Read, share: "registry.example.com/cache"}
+	bd := builder{read: planfile.Read, share: "registry.example.com/cache"}
 	for name, c := range map[string]struct {
 		dockerfile string
 		build      api.Build

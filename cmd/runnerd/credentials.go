@@ -8,6 +8,7 @@ import (
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
 
+	daemonconfig "github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner/api"
 )
 
@@ -24,11 +25,12 @@ func (a *app) credentials(ctx context.Context, dir string, b api.Build) (map[str
 	if !file.ContainsAuth() {
 		return nil, nil
 	}
-	var frontends []string
-	if c, err := a.config(); err == nil {
-		frontends = c.Builder.Frontends
+	c, err := a.config()
+	if err != nil { // it may be for root alone
+		c = daemonconfig.Default()
+		c.Resolve()
 	}
-	plan, err := builder{read: newPlanner().read, frontends: frontends}.plan(ctx, dir, b)
+	plan, err := builder{read: newPlanner(c.EnginesDir).read, frontends: c.Builder.Frontends}.plan(ctx, dir, b)
 	if err != nil {
 		return nil, ctx.Err()
 	}

@@ -32,7 +32,9 @@ func TestCredentials(t *testing.T) {
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	dir := t.TempDir()
 	write(t, dir, map[string]string{"Dockerfile": "ARG HOST\nFROM $HOST/a AS x\nFROM busybox\n"})
-	a := &app{configPath: emptyConfig(t), stderr: &buffer{}}
+	settings := t.TempDir()
+	write(t, settings, map[string]string{"runnerd.yaml": "engines_dir: " + filepath.Dir(testPlanner(t).program) + "\n"})
+	a := &app{configPath: filepath.Join(settings, "runnerd.yaml"), stderr: &buffer{}}
 	b := api.Build{Tags: []string{"two.test/app"}, BuildArgs: map[string]string{"HOST": "one.test"}}
 	for push, want := range map[bool]map[string]api.Credentials{
 		false: {"one.test": {Username: "me", Password: "password"}, "docker.io": {Username: "hub", Password: "secret"}},

@@ -63,7 +63,7 @@ func (a *app) root() *cobra.Command {
 		return usage(fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
 	})
 	root.AddCommand(a.serveCommand(), a.buildCommand(), a.runCommand(), a.jobsCommand(), a.logsCommand(), a.cancelCommand(),
-		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(), a.planCommand(),
+		a.outputsCommand(), a.cacheCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(),
 		a.devCommand(), a.execCommand(), a.nestingCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root

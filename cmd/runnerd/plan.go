@@ -6,80 +6,47 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/runner/api"
 )
 
-// What reading one plan may use. Build files are programs, and strangers write them.
+// What reading one plan may use, beside buildkit.ReadCPU and ReadMemory.
 const (
-	planCPU     = 5 // seconds
 	planTime    = 20 * time.Second
 	planTurn    = 30 * time.Second // that one waits for others; with planTime less than an answer may take
-	planMemory  = 512 << 20        // bytes
 	planOutput  = 16 << 20         // bytes
 	planErrors  = 4 << 10          // bytes
 	plansAtOnce = 2
 )
 
-const planCommand = "read-plan"
-
-// planOutcome is what the process that reads a plan answers, as JSON.
-type planOutcome struct {
-	Plan  buildkit.Plan `json:"plan"`
-	Error string        `json:"error,omitempty"`
-}
-
-// planCommand reads a plan, in a process of its own: a buildkit.Input on its standard input, a planOutcome on
-// its standard output.
-func (a *app) planCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: planCommand, Hidden: true, Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			for resource, most := range map[int]uint64{unix.RLIMIT_CPU: planCPU, unix.RLIMIT_DATA: planMemory, unix.RLIMIT_FSIZE: 0, unix.RLIMIT_CORE: 0} {
-				if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: most, Max: most}); err != nil {
-					return fmt.Errorf("limit what reading a plan uses: %w", err)
-				}
-			}
-			var in buildkit.Input
-			if err := json.NewDecoder(a.stdin).Decode(&in); err != nil {
-				return err
-			}
-			var out planOutcome
-			var err error
-			if out.Plan, err = buildkit.Read(cmd.Context(), in); err != nil {
-				out.Error = err.Error()
-			}
-			return json.NewEncoder(a.stdout).Encode(out)
-		},
-	}
-}
+// planProgram reads plans. It is in the directory of the engines.
+const planProgram = "runnerd-plan"
 
 // planner reads plans in processes of their own, so that no build file can use up the daemon. Each process
 // reads one plan.
 type planner struct {
-	turn  chan struct{}
-	spare chan *planProcess // the one that waits for the next plan; nil for none
-	done  context.Context   // when it ends, so do the processes
+	program string
+	turn    chan struct{}
+	spare   chan *planProcess // the one that waits for the next plan; nil for none
+	done    context.Context   // when it ends, so do the processes
 }
 
-// newPlanner returns a planner for one plan.
-func newPlanner() planner {
-	return planner{turn: make(chan struct{}, plansAtOnce), done: context.Background()}
+// newPlanner returns a planner for one plan, whose program is among the engines in a directory.
+func newPlanner(engines string) planner {
+	return planner{program: filepath.Join(engines, planProgram), turn: make(chan struct{}, plansAtOnce), done: context.Background()}
 }
 
 // newWarmPlanner returns a planner that starts a process ahead, since the start takes longer than most plans.
 // Its processes end with ctx.
-func newWarmPlanner(ctx context.Context) planner {
-	p := planner{turn: make(chan struct{}, plansAtOnce), spare: make(chan *planProcess, 1), done: ctx}
+func newWarmPlanner(ctx context.Context, engines string) planner {
+	p := newPlanner(engines)
+	p.spare, p.done = make(chan *planProcess, 1), ctx
 	context.AfterFunc(ctx, p.drop)
 	return p
 }
@@ -93,11 +60,7 @@ type planProcess struct {
 }
 
 func (p planner) start() (_ *planProcess, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	c := &planProcess{stdout: &limited{left: planOutput}, stderr: &limited{left: planErrors}, cmd: exec.CommandContext(p.done, self, planCommand)}
+	c := &planProcess{stdout: &limited{left: planOutput}, stderr: &limited{left: planErrors}, cmd: exec.CommandContext(p.done, p.program)}
 	// Nothing of ours is seen: bake looks into the environment, and compose into the working directory.
 	c.cmd.Dir, c.cmd.Env = "/", []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
 	c.cmd.Stdout, c.cmd.Stderr = c.stdout, c.stderr
@@ -181,21 +144,21 @@ func (p planner) read(ctx context.Context, in buildkit.Input) (buildkit.Plan, er
 	}
 	c, err := p.next()
 	if err != nil {
-		return buildkit.Plan{}, fmt.Errorf("start a process that reads the build files: %w", err)
+		return buildkit.Plan{}, fmt.Errorf("start a process that reads the build files: %w: run \"make build\"", err)
 	}
 	err = c.run(ctx, input)
 	go p.startAhead()
 	stdout, stderr := c.stdout, string(c.stderr.text)
-	var out planOutcome
+	var out buildkit.Outcome
 	switch state := c.cmd.ProcessState; {
 	case ctx.Err() != nil:
 		return out.Plan, context.Cause(ctx)
 	case stdout.left < 0:
 		return out.Plan, invalid("the build's plan is larger than %d bytes: %s", planOutput, advice)
 	case state != nil && state.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL, strings.Contains(stderr, "SIGXCPU"):
-		return out.Plan, invalid("reading the build files takes more than %d s of processor time: %s", planCPU, advice)
+		return out.Plan, invalid("reading the build files takes more than %d s of processor time: %s", buildkit.ReadCPU, advice)
 	case err != nil && strings.Contains(stderr, "out of memory"), err != nil && strings.Contains(stderr, "cannot allocate memory"):
-		return out.Plan, invalid("reading the build files takes more than %d MiB of memory: %s", planMemory>>20, advice)
+		return out.Plan, invalid("reading the build files takes more than %d MiB of memory: %s", buildkit.ReadMemory>>20, advice)
 	case err != nil:
 		first, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n")
 		return out.Plan, fmt.Errorf("reading the build files failed: %w: %s", err, first)

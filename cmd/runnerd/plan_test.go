@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,16 +13,35 @@ import (
 	"github.com/docker/cli/cli/config"
 
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/buildkit/planfile"
 	"github.com/runnerd/runnerd/runner/api"
 )
 
 // TestMain lets the tests' binary be the process that reads plans, and hides the credentials of who tests.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == planCommand {
-		main()
+	if filepath.Base(os.Args[0]) == planProgram {
+		if err := planfile.Process(context.Background(), os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	config.SetDir("/nonexistent")
 	os.Exit(m.Run())
+}
+
+// testPlanner has the tests' binary read plans.
+func testPlanner(t *testing.T) planner {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(self, filepath.Join(dir, planProgram)); err != nil {
+		t.Fatal(err)
+	}
+	return newPlanner(dir)
 }
 
 func TestPlan(t *testing.T) {
@@ -29,12 +50,12 @@ func TestPlan(t *testing.T) {
 		"docker-bake.hcl": "variable \"TAG\" {}\ntarget \"default\" {\n tags = [\"x.test/a:${TAG}\"]\n}\n", "Dockerfile": "FROM y.test/b\n",
 		"broken.hcl": "target \"default\" {\n args = { A = NOSUCH }\n}\n",
 	})
-	plan, err := newPlanner().read(t.Context(), buildkit.Input{Dir: dir, Vars: map[string]string{"TAG": "7"}})
+	plan, err := testPlanner(t).read(t.Context(), buildkit.Input{Dir: dir, Vars: map[string]string{"TAG": "7"}})
 	if err != nil || plan.Targets["default"].Tags[0] != "x.test/a:7" || plan.Targets["default"].Images[0] != "y.test/b" {
 		t.Errorf("%+v, %v", plan, err)
 	}
 	var place *api.FileError
-	if _, err := newPlanner().read(t.Context(), buildkit.Input{Dir: dir, Files: []string{"broken.hcl"}}); !errors.As(err, &place) || place.File != "broken.hcl" || place.Line != 2 {
+	if _, err := testPlanner(t).read(t.Context(), buildkit.Input{Dir: dir, Files: []string{"broken.hcl"}}); !errors.As(err, &place) || place.File != "broken.hcl" || place.Line != 2 {
 		t.Errorf("%v", err)
 	}
 }
@@ -81,7 +102,7 @@ function "f%[2]d" {
 			}
 			write(t, dir, map[string]string{file: c.text, "Dockerfile": "FROM scratch"})
 			began := time.Now()
-			_, err := newPlanner().read(t.Context(), buildkit.Input{Dir: dir})
+			_, err := testPlanner(t).read(t.Context(), buildkit.Input{Dir: dir})
 			if took := time.Since(began); took > planTime+5*time.Second {
 				t.Errorf("took %s", took)
 			}

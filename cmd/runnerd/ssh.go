@@ -9,8 +9,8 @@ import (
 	"log"
 	"net"
 	"os"
+	"strings"
 
-	"github.com/docker/buildx/util/buildflags"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 
@@ -23,23 +23,21 @@ type agentServer func(conn io.ReadWriteCloser)
 // sshAgents reads --ssh: default|ID[=SOCKET|KEY[,KEY]], as docker buildx has it. Without a path it is the agent
 // of SSH_AUTH_SOCK. Keys are held by an agent in this process.
 func sshAgents(flags []string) (map[string]agentServer, error) {
-	specs, err := buildflags.ParseSSHSpecs(flags)
-	if err != nil {
-		return nil, err
-	}
 	out := map[string]agentServer{}
-	for _, s := range specs {
-		paths := s.Paths
-		if len(paths) == 0 {
+	for _, s := range flags {
+		id, list, given := strings.Cut(s, "=")
+		paths := strings.Split(list, ",")
+		if !given {
 			paths = []string{os.Getenv("SSH_AUTH_SOCK")}
 		}
 		switch {
-		case s.ID == "" || out[s.ID] != nil:
+		case id == "" || out[id] != nil:
 			return nil, fmt.Errorf("--ssh %s: the id is empty or comes twice", s)
 		case paths[0] == "":
-			return nil, fmt.Errorf("--ssh %s: SSH_AUTH_SOCK is not set: start an ssh-agent, or write --ssh %s=KEYFILE", s, s.ID)
+			return nil, fmt.Errorf("--ssh %s: SSH_AUTH_SOCK is not set: start an ssh-agent, or write --ssh %s=KEYFILE", s, id)
 		}
-		if out[s.ID], err = agentOf(paths); err != nil {
+		var err error
+		if out[id], err = agentOf(paths); err != nil {
 			return nil, fmt.Errorf("--ssh %s: %w", s, err)
 		}
 	}

@@ -529,7 +529,7 @@ func (a *assembly) startAPI(ctx context.Context) (err error) {
 	plans, stop := context.WithCancel(context.WithoutCancel(ctx))
 	a.later(func(context.Context) error { stop(); return nil })
 	a.server, err = api.New(api.Config{
-		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
+		Backend: a.queue, Builder: builder{read: newWarmPlanner(plans, a.engines.Dir()).read, frontends: a.config.Builder.Frontends, registry: a.registryHost(), share: a.share.ref},
 		Workspaces: a.spaces, Attachments: a.sessions, Agents: a.agents, Outputs: a.outputs, Disk: a.disk, Artifacts: artifacts{a.cache}, Prepare: prepare(a.config),
 		Ledger:  ledgerOf{Ledger: a.ledger, lease: a.workers.Lease, share: a.share, stores: a.stores(), log: a.log.With("component", "ledger")},
 		Runners: runners{a.enrolment, a.config.Policy.Sandbox().Allow}, Events: a.queue.Events, Metrics: a.metrics.Handler(),

@@ -172,27 +172,38 @@ func (c *Client) watch(process syscall.RawConn) {
 	}
 }
 
-// read hands replies to the calls that wait for them, until there are no more.
+// read hands replies to the calls that wait for them, until there are no more. It has a buffer only while there is one.
 func (c *Client) read() {
-	packet, rights := make([]byte, wire.MaxPacket), make([]byte, wire.RightsSpace())
+	rights := make([]byte, wire.RightsSpace())
 	for {
+		var packet *[copySize]byte
 		var n int
 		var files []int
 		var err error
 		closed := c.raw.Read(func(fd uintptr) bool {
-			n, files, err = wire.Receive(int(fd), packet, rights, unix.MSG_DONTWAIT)
-			return !errors.Is(err, unix.EAGAIN)
+			packet = buffers.Get().(*[copySize]byte)
+			if n, files, err = wire.Receive(int(fd), packet[:], rights, unix.MSG_DONTWAIT); !errors.Is(err, unix.EAGAIN) {
+				return true
+			}
+			buffers.Put(packet)
+			return false
 		})
-		switch {
-		case closed != nil:
+		if closed != nil {
 			return
+		}
+		gone := n == 0 // the init sends no empty packet
+		switch {
 		case errors.Is(err, unix.EMSGSIZE): // too large to be the init's
-		case err != nil || n == 0: // the init sends no empty packet
+			gone = false
+		case err == nil && !gone:
+			c.deliver(packet[:n], files)
+		default:
 			wire.CloseAll(files)
+		}
+		buffers.Put(packet)
+		if gone {
 			c.end(ErrGone)
 			return
-		default:
-			c.deliver(packet[:n], files)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/sandbox/initd/wire"
 )
 
 const (
@@ -17,7 +18,7 @@ const (
 	// two sides is rare.
 	pipeSize = 256 << 10
 	// copySize is that of the buffers between a pipe and a reader or writer, in bytes.
-	copySize = 64 << 10
+	copySize = wire.MaxPacket
 	// drainTimeout bounds how long output is awaited after the exit, should somebody have escaped from the
 	// process's session with its output still open.
 	drainTimeout = 2 * time.Second
@@ -143,6 +144,7 @@ func own(end *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pipe"), nil
 }
 
+// buffers are of copySize, which is also the most that a packet has.
 var buffers = sync.Pool{New: func() any { return new([copySize]byte) }}
 
 // copyAll copies until the end of either side.
@@ -154,10 +156,37 @@ func copyAll(to io.Writer, from io.Reader) error {
 }
 
 // copyOutput copies until the end; when nobody takes the output any more, the rest is discarded, so that
-// the process is not stuck.
-func copyOutput(to io.Writer, from io.Reader) {
-	if err := copyAll(to, from); err != nil {
-		_ = copyAll(io.Discard, from)
+// the process is not stuck. There is a buffer only while there is output: most processes say nothing most of the time.
+func copyOutput(to io.Writer, from *os.File) {
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return // it is closed
+	}
+	for {
+		var buffer *[copySize]byte
+		var n int
+		if raw.Read(func(fd uintptr) bool {
+			buffer = buffers.Get().(*[copySize]byte)
+			for n, err = unix.Read(int(fd), buffer[:]); err == unix.EINTR; {
+				n, err = unix.Read(int(fd), buffer[:])
+			}
+			if err != unix.EAGAIN {
+				return true
+			}
+			buffers.Put(buffer)
+			return false
+		}) != nil {
+			return
+		}
+		if n > 0 {
+			if _, failed := to.Write(buffer[:n]); failed != nil {
+				to = io.Discard
+			}
+		}
+		buffers.Put(buffer)
+		if n <= 0 {
+			return
+		}
 	}
 }
 

@@ -1,4 +1,4 @@
-package buildkit
+package planfile
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 
 	"github.com/docker/buildx/bake"
 	"github.com/docker/buildx/util/buildflags"
+
+	"github.com/runnerd/runnerd/buildkit"
 )
 
 // bakeFiles are looked for, in this order, when no file is named (docker/buildx, bake.go,
@@ -33,9 +35,9 @@ func hermetic() error {
 	return nil
 }
 
-func readBake(ctx context.Context, root *os.Root, names []string, in Input) (Plan, error) {
+func readBake(ctx context.Context, root *os.Root, names []string, in buildkit.Input) (buildkit.Plan, error) {
 	if err := hermetic(); err != nil && slices.ContainsFunc(names, isCompose) {
-		return Plan{}, err
+		return buildkit.Plan{}, err
 	}
 	vars := maps.Clone(in.Vars)
 	if vars == nil {
@@ -45,21 +47,21 @@ func readBake(ctx context.Context, root *os.Root, names []string, in Input) (Pla
 	for _, name := range names {
 		data, err := readLimited(root, name)
 		if err != nil {
-			return Plan{}, err
+			return buildkit.Plan{}, err
 		}
 		if isCompose(name) {
 			if data, err = readCompose(name, data); err != nil {
-				return Plan{}, err
+				return buildkit.Plan{}, err
 			}
 			if err := dotEnv(root, vars); err != nil {
-				return Plan{}, err
+				return buildkit.Plan{}, err
 			}
 		}
 		files = append(files, bake.File{Name: name, Data: data})
 	}
 	overrides, err := completed(in.Set, in.Vars)
 	if err != nil {
-		return Plan{}, err
+		return buildkit.Plan{}, err
 	}
 	asked := slices.Clone(in.Targets)
 	if len(asked) == 0 {
@@ -67,16 +69,16 @@ func readBake(ctx context.Context, root *os.Root, names []string, in Input) (Pla
 	}
 	targets, groups, err := bake.ReadTargets(ctx, files, asked, overrides, nil, vars, nil)
 	if err != nil {
-		return Plan{}, fmt.Errorf("bake: %w", err)
+		return buildkit.Plan{}, fmt.Errorf("bake: %w", err)
 	}
-	if len(targets) > MaxTargets {
-		return Plan{}, fmt.Errorf("bake: %d targets: at most %d can be built at once: name fewer, or split the bake file", len(targets), MaxTargets)
+	if len(targets) > buildkit.MaxTargets {
+		return buildkit.Plan{}, fmt.Errorf("bake: %d targets: at most %d can be built at once: name fewer, or split the bake file", len(targets), buildkit.MaxTargets)
 	}
-	plan := Plan{Targets: map[string]Target{}}
+	plan := buildkit.Plan{Targets: map[string]buildkit.Target{}}
 	for name, t := range targets {
 		converted, err := targetOf(t)
 		if err != nil {
-			return Plan{}, fmt.Errorf("bake: target %s: %w", name, err)
+			return buildkit.Plan{}, fmt.Errorf("bake: target %s: %w", name, err)
 		}
 		plan.Targets[name] = converted
 	}
@@ -123,8 +125,8 @@ func completed(set []string, vars map[string]string) ([]string, error) {
 }
 
 // targetOf takes over what of a bake target we honour, and refuses the rest rather than ignore it.
-func targetOf(t *bake.Target) (Target, error) {
-	out := Target{
+func targetOf(t *bake.Target) (buildkit.Target, error) {
+	out := buildkit.Target{
 		Context: ".", Dockerfile: "Dockerfile", Contexts: t.Contexts, Tags: t.Tags, Platforms: t.Platforms,
 		NoCacheFilter: t.NoCacheFilter, Annotations: t.Annotations,
 		Args: values(t.Args), Labels: values(t.Labels), ExtraHosts: values(t.ExtraHosts),
@@ -150,7 +152,7 @@ func targetOf(t *bake.Target) (Target, error) {
 			return out, fmt.Errorf("extra host %s: %q is not an address", name, address)
 		}
 	}
-	if _, err := buildflags.ParseAnnotations(t.Annotations); err != nil {
+	if _, err := buildkit.Annotations(t.Annotations); err != nil {
 		return out, err
 	}
 	for _, a := range t.Attest {
@@ -171,17 +173,17 @@ func targetOf(t *bake.Target) (Target, error) {
 		if o.Destination != "" {
 			attrs = withAttr(attrs, "dest", o.Destination)
 		}
-		out.Outputs = append(out.Outputs, Option{o.Type, attrs})
+		out.Outputs = append(out.Outputs, buildkit.Option{Type: o.Type, Attrs: attrs})
 	}
-	cache := func(options buildflags.CacheOptions) (all []Option) {
+	cache := func(options buildflags.CacheOptions) (all []buildkit.Option) {
 		for _, o := range options {
-			all = append(all, Option{o.Type, o.Attrs})
+			all = append(all, buildkit.Option{Type: o.Type, Attrs: o.Attrs})
 		}
 		return all
 	}
 	out.CacheFrom, out.CacheTo = cache(t.CacheFrom), cache(t.CacheTo)
 	for _, s := range t.Secrets {
-		out.Secrets = append(out.Secrets, Secret{ID: s.ID, File: s.FilePath, Env: s.Env})
+		out.Secrets = append(out.Secrets, buildkit.Secret{ID: s.ID, File: s.FilePath, Env: s.Env})
 	}
 	for _, s := range t.SSH {
 		out.SSH = append(out.SSH, s.ID)
