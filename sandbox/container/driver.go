@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/runnerd/runnerd/sandbox"
 )
@@ -73,6 +74,7 @@ type Driver struct {
 	network    *network
 	cgroups    hierarchies
 	claim      *held
+	turns      *semaphore.Weighted // see turn
 
 	mu   sync.Mutex
 	live map[string]*Sandbox
@@ -87,6 +89,7 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 		cfg:   cfg,
 		disks: &disks{dir: filepath.Join(cfg.StateDir, "disks"), log: cfg.Log},
 		uids:  newUIDRanges(cfg.FirstUID, cfg.UIDRanges),
+		turns: semaphore.NewWeighted(int64(2 * runtime.NumCPU())),
 		live:  map[string]*Sandbox{}, at: map[netip.Addr]string{},
 	}
 	if len(cfg.DNS) == 0 {
@@ -197,6 +200,15 @@ func (d *Driver) Authorise(ctx context.Context, ref string, how sandbox.Pull) (d
 		return "", &imageError{ref, err}
 	}
 	return f.digest.String(), nil
+}
+
+// turn waits until containerd is asked for little enough that it answers in time. Each container costs it, the shim and
+// runc some tenths of a second of processor time: of a hundred that are asked for at once none would be there in time.
+func (d *Driver) turn(ctx context.Context) (done func(), err error) {
+	if err := d.turns.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return func() { d.turns.Release(1) }, nil
 }
 
 // Close ends all sandboxes, removes the network and stops the containerd that New started.

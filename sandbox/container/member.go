@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/initd"
@@ -105,19 +106,8 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 		sb.tools.describe(spec)
 	}
 
-	cctx, cancel := sb.d.uncancelled(ctx)
-	defer cancel()
-	id := sb.containerID(m.name)
-	m.container, err = sb.d.client.NewContainer(cctx, id, client.WithSpec(spec),
-		client.WithRuntime("io.containerd.runc.v2", &options.Options{
-			BinaryName: filepath.Join(sb.d.cfg.EngineDir, "runc"),
-			Root:       filepath.Join(sb.d.cfg.RunDir, "runc"),
-		}))
-	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", id, err)
-	}
-	if m.task, err = m.container.NewTask(cctx, cio.NullIO); err != nil {
-		return nil, fmt.Errorf("create container %s: %w", id, err)
+	if err := m.create(ctx, spec); err != nil {
+		return nil, err
 	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -128,6 +118,30 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 		}
 	}
 	return m, nil
+}
+
+// create has containerd make the container, when it is its turn.
+func (m *member) create(ctx context.Context, spec *specs.Spec) error {
+	d, id := m.sb.d, m.sb.containerID(m.name)
+	done, err := d.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := d.uncancelled(ctx)
+	defer cancel()
+	m.container, err = d.client.NewContainer(ctx, id, client.WithSpec(spec),
+		client.WithRuntime("io.containerd.runc.v2", &options.Options{
+			BinaryName: filepath.Join(d.cfg.EngineDir, "runc"),
+			Root:       filepath.Join(d.cfg.RunDir, "runc"),
+		}))
+	if err == nil {
+		m.task, err = m.container.NewTask(ctx, cio.NullIO)
+	}
+	if err != nil {
+		return fmt.Errorf("create container %s: %w", id, err)
+	}
+	return nil
 }
 
 // volume makes a directory of the disk that members share. What a job's own container has from its start is for all

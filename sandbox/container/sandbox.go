@@ -320,20 +320,26 @@ func (sb *Sandbox) Close(ctx context.Context) error {
 	sb.mu.Unlock()
 
 	// The removal does not depend on how much time the caller has left.
-	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
-	sb.closed = sb.remove(cleanup)
+	sb.closed = sb.remove(context.WithoutCancel(ctx))
 	close(sb.closing)
 	return sb.closed
 }
 
-// remove undoes start, in reverse. It goes on after an error, so that as little as possible is left.
+// remove undoes start, in reverse, within twice cleanupTimeout once it is its turn. It goes on after an error, so that
+// as little as possible is left.
 func (sb *Sandbox) remove(ctx context.Context) error {
 	var errs []error
 	sb.mu.Lock()
 	members := slices.Clone(sb.members)
 	sb.mu.Unlock()
-	errs = append(errs, sb.cgroup.kill(ctx))
+	killing, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	errs = append(errs, sb.cgroup.kill(killing))
+	if done, err := sb.d.turn(ctx); err == nil { // ctx does not end
+		defer done()
+	}
+	ctx, cancel = context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
 	var all sync.WaitGroup
 	removed := make([]error, len(members)+1)
 	for i, m := range members {
