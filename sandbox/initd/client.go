@@ -191,14 +191,13 @@ func (c *Client) read() {
 		if closed != nil {
 			return
 		}
-		gone := n == 0 // the init sends no empty packet
+		tooLarge := errors.Is(err, unix.EMSGSIZE)   // to be the init's
+		gone := !tooLarge && (err != nil || n == 0) // the init sends no empty packet
 		switch {
-		case errors.Is(err, unix.EMSGSIZE): // too large to be the init's
-			gone = false
-		case err == nil && !gone:
-			c.deliver(packet[:n], files)
-		default:
+		case gone:
 			wire.CloseAll(files)
+		case !tooLarge:
+			c.deliver(packet[:n], files)
 		}
 		buffers.Put(packet)
 		if gone {
