@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -239,5 +240,32 @@ func TestGitLabSeveral(t *testing.T) {
 	}
 	if stdout, _, _ := d.run("runners"); strings.Contains(stdout, "forge-1") {
 		t.Errorf("still registered:\n%s", stdout)
+	}
+}
+
+// TestGitLabRunnersScripts registers a runner with commands of its own, and with a limit of its jobs' logs.
+func TestGitLabRunnersScripts(t *testing.T) {
+	d := startDaemon(t, "")
+	server := startGitLab(t, gitlabtest.Options{LongPoll: 5 * time.Second})
+	d.register(server, "--output-limit", "8KiB", "--pre-get-sources-script", "echo own 1", "--post-get-sources-script", "echo own 2 $(ls .gitlab-ci.yml)",
+		"--pre-build-script", "echo own 3", "--post-build-script", "echo own 5")
+	repository := files(t, ".gitlab-ci.yml", "job:\n  image: "+debian+"\n  script: [echo own 4]\n  after_script: [echo own 6]\n")
+	p, err := server.Run(t.Context(), gitlabtest.RunOptions{Dir: repository})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := ended(t, server, p.Jobs[0])
+	var said []string
+	for line := range strings.Lines(gitlabTrace(t, server, j.ID)) {
+		if i := strings.Index(line, "own "); i >= 0 && !strings.Contains(line, "$ ") {
+			said = append(said, strings.TrimSpace(line[i:]))
+		}
+	}
+	if want := []string{"own 1", "own 2 .gitlab-ci.yml", "own 3", "own 4", "own 5", "own 6"}; j.Status != gitlabtest.Success || !slices.Equal(said, want) {
+		t.Errorf("%s: %q, want %q", j.Status, said, want)
+	}
+	j = ended(t, server, server.Offer(script(debian, "seq 10000")).ID)
+	if trace := gitlabTrace(t, server, j.ID); len(trace) > 9<<10 || !strings.Contains(trace, "exceeded limit of 8192 bytes") {
+		t.Errorf("%d bytes: %s", len(trace), trace)
 	}
 }

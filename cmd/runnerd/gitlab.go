@@ -115,7 +115,7 @@ func gitlabAssigned(g gitlab.Assigned) (job.Assigned, error) {
 		ID: g.ID,
 		Runner: job.Runner{
 			Name: r.Name, ShortToken: shortRunnerToken(r.Token), SystemID: r.SystemID, URL: r.URL, CloneURL: r.CloneURL,
-			Nesting: r.Nesting, Image: r.Image, Pull: r.Pull, Limits: r.Limits, Env: r.Env, Builds: r.Builds,
+			Nesting: r.Nesting, Image: r.Image, Pull: r.Pull, Limits: r.Limits, Env: r.Env, Builds: r.Builds, Scripts: r.Scripts,
 		},
 		Job: g.Job, Forge: gitlabForge{g.Client, g.Job}, Session: g.Session, Stop: g.Stop,
 		ConcurrentID: g.ConcurrentID, ConcurrentProjectID: g.ConcurrentProjectID, CorrelationID: g.CorrelationID,

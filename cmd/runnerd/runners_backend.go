@@ -10,6 +10,7 @@ import (
 
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/gitlab"
+	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 	"github.com/runnerd/runnerd/sandbox"
 )
@@ -56,7 +57,7 @@ func (rs runners) describe(r gitlab.Registration) api.Runner {
 	return api.Runner{
 		Name: r.Name, Forge: "gitlab", URL: r.URL, CloneURL: r.CloneURL, Description: r.Description, ID: r.ID, SystemID: r.SystemID,
 		Token: gitlab.ShortToken(r.Token), TokenExpires: r.TokenExpires, TokenRenewal: r.RotationDue(),
-		Concurrent: r.Concurrent, Sandbox: r.Nesting, Image: r.Image, Pull: r.Pull, Limits: r.Limits, Builds: r.Builds, CAFile: r.CAFile, Ephemeral: r.Ephemeral,
+		Concurrent: r.Concurrent, Sandbox: r.Nesting, Image: r.Image, Pull: r.Pull, Limits: r.Limits, Builds: r.Builds, OutputLimit: r.OutputLimit, CAFile: r.CAFile, Ephemeral: r.Ephemeral,
 		State: string(c.Health()), Why: rs.Why(r), LastContact: c.At, Failing: c.Failing, Answers: c.Answers,
 	}
 }
@@ -70,7 +71,7 @@ func (rs runners) Register(ctx context.Context, n api.NewRunner) (api.Runner, er
 	r := gitlab.Registration{
 		Name: n.Name, Description: n.Registration.Description, URL: url, Token: n.Token, TokenObtained: n.TokenObtained, SystemID: n.SystemID,
 		Concurrent: n.Concurrent, Nesting: n.Sandbox, Image: n.Image, Pull: sandbox.PullPolicy(n.Pull), Limits: n.Limits, Env: n.Env,
-		Builds: n.Builds, CAFile: n.CAFile, Ephemeral: n.Ephemeral,
+		Builds: n.Builds, OutputLimit: n.OutputLimit, Scripts: script.Scripts(n.Scripts), CAFile: n.CAFile, Ephemeral: n.Ephemeral,
 	}
 	if n.CloneURL != "" {
 		if r.CloneURL, err = gitlab.NormalURL(n.CloneURL); err != nil {

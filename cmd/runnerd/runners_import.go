@@ -201,7 +201,8 @@ func importRunner(cmd *cobra.Command, c *client.Client, r configtoml.Runner, wid
 	made, err := c.Register(cmd.Context(), api.NewRunner{
 		Forge: "gitlab", URL: r.URL, Token: r.Token, TokenIs: "authentication", TokenObtained: r.TokenObtained, Name: r.Name,
 		Concurrent: r.Concurrent, Sandbox: r.Nesting, Image: r.Image, Pull: string(r.Pull), Limits: r.Limits, Env: r.Env,
-		Builds: r.Builds, CAFile: r.CAFile, CloneURL: r.CloneURL, Registration: api.RegistrationOfNew{Description: r.Description},
+		Builds: r.Builds, OutputLimit: r.OutputLimit, Scripts: api.RunnerScripts(r.Scripts), CAFile: r.CAFile, CloneURL: r.CloneURL,
+		Registration: api.RegistrationOfNew{Description: r.Description},
 	})
 	if errors.Is(err, client.ErrUnreachable) || cmd.Context().Err() != nil {
 		return out, err

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/gitlab"
@@ -51,6 +52,7 @@ type registerFlags struct {
 	tokenFile       string
 	sandbox         textFlag[sandbox.Nesting, *sandbox.Nesting]
 	limits          limitFlags
+	outputLimit     textFlag[config.Size, *config.Size]
 	tags            string
 	maximumTimeout  time.Duration
 	asJSON, noInput bool
@@ -96,6 +98,11 @@ func (a *app) registerGitLabCommand() *cobra.Command {
 	f.limits.register(flags)
 	flags.StringArrayVarP(&f.Env, "env", "e", nil, "`KEY=value` for each job")
 	flags.StringVar(&f.Builds, "builds-dir", "", "`DIR`ectory, in the sandbox, of the jobs' projects")
+	flags.Var(&f.outputLimit, "output-limit", "`SIZE` of a job's log at which no more of it is sent (default: 4MiB)")
+	flags.StringVar(&f.Scripts.PreGetSources, "pre-get-sources-script", "", "`COMMANDS` before a job's sources are got")
+	flags.StringVar(&f.Scripts.PostGetSources, "post-get-sources-script", "", "`COMMANDS` after a job's sources are got")
+	flags.StringVar(&f.Scripts.PreBuild, "pre-build-script", "", "`COMMANDS` before a job's script")
+	flags.StringVar(&f.Scripts.PostBuild, "post-build-script", "", "`COMMANDS` after a job's script, not after_script")
 	flags.StringVar(&f.CloneURL, "clone-url", "", "`URL` from which jobs clone, if not that of the GitLab")
 	flags.StringVar(&f.CAFile, "ca-file", "", "`FILE` with the certificates (PEM) of who signs the GitLab's")
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
@@ -150,7 +157,8 @@ func (f *registerFlags) complete(a *app) (n api.NewRunner, err error) {
 	if n.Token == "" {
 		return n, fmt.Errorf("the runner's token is missing: give --token-file, or set $%s", envServerToken)
 	}
-	n.Sandbox, n.Limits, n.Registration.MaximumTimeout = f.sandbox.value, f.limits.limits(), runner.Duration(f.maximumTimeout)
+	n.Sandbox, n.Limits, n.OutputLimit = f.sandbox.value, f.limits.limits(), int64(f.outputLimit.value)
+	n.Registration.MaximumTimeout = runner.Duration(f.maximumTimeout)
 	for tag := range strings.SplitSeq(f.tags, ",") {
 		if tag = strings.TrimSpace(tag); tag != "" {
 			n.Registration.Tags = append(n.Registration.Tags, tag)

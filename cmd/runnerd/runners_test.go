@@ -14,6 +14,7 @@ import (
 	"github.com/runnerd/runnerd/runner/api/apitest"
 	"github.com/runnerd/runnerd/runner/api/client"
 	"github.com/runnerd/runnerd/runner/gitlab"
+	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -39,11 +40,13 @@ func TestRegisterGitLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, out, errs := runnerd(t, s.Socket, "", "register", "gitlab", "--url", f.URL+"/", "--token-file", token, "--name", "one", "--concurrent", "3",
-		"--image", "alpine", "--cpu", "1.5", "--memory", "2GiB", "--sandbox", "container/dind", "-e", "A=b", "--pull", "always", "--clone-url", "https://clone.example.com/")
+		"--image", "alpine", "--cpu", "1.5", "--memory", "2GiB", "--sandbox", "container/dind", "-e", "A=b", "--pull", "always", "--clone-url", "https://clone.example.com/",
+		"--output-limit", "8MiB", "--pre-get-sources-script", "echo a", "--post-get-sources-script", "echo b", "--pre-build-script", "echo c", "--post-build-script", "echo d")
 	expect(t, "register", code, 0, out+errs, "one\n")
 	r, err := rs.Enrolment.Runners.Get("one")
 	if err != nil || r.ID != 42 || r.Concurrent != 3 || r.Image != "alpine" || r.Limits != (sandbox.Limits{CPU: 1500, Memory: 2 << 30}) ||
-		r.Nesting.String() != "container/dind" || r.Env[0] != "A=b" || r.Pull != sandbox.Always || r.CloneURL != "https://clone.example.com" || !f.managers[r.SystemID] {
+		r.Nesting.String() != "container/dind" || r.Env[0] != "A=b" || r.Pull != sandbox.Always || r.CloneURL != "https://clone.example.com" || r.OutputLimit != 8<<20 ||
+		r.Scripts != (script.Scripts{PreGetSources: "echo a", PostGetSources: "echo b", PreBuild: "echo c", PostBuild: "echo d"}) || !f.managers[r.SystemID] {
 		t.Errorf("%+v %v", r, err)
 	}
 	code, out, errs = runnerd(t, s.Socket, "", "runners")

@@ -68,6 +68,7 @@ type Runner struct {
 	Pull         sandbox.PullPolicy `json:"pull,omitempty"`
 	Limits       sandbox.Limits     `json:"limits,omitzero"`
 	Builds       string             `json:"builds,omitempty"`
+	OutputLimit  int64              `json:"output_limit,omitempty" doc:"The size of a job's log, in bytes, at which no more of it is sent; 0: 4 MiB."`
 	CAFile       string             `json:"ca_file,omitempty"`
 	Ephemeral    bool               `json:"ephemeral,omitempty"`
 	State        string             `json:"state" enum:"new,online,failing,unreachable,refused"`
@@ -95,8 +96,18 @@ type NewRunner struct {
 	Limits        sandbox.Limits    `json:"limits,omitzero" doc:"Of each job."`
 	Env           []string          `json:"env,omitempty" maxItems:"10000" doc:"KEY=value, for each job."`
 	Builds        string            `json:"builds,omitempty" doc:"The directory of the jobs' projects; empty: as configured."`
+	OutputLimit   int64             `json:"output_limit,omitempty" minimum:"0" doc:"The size of a job's log, in bytes, at which no more of it is sent; 0: 4 MiB."`
+	Scripts       RunnerScripts     `json:"scripts,omitzero" doc:"Commands that are put into each job."`
 	Registration  RegistrationOfNew `json:"registration,omitzero" doc:"What the forge is told of a new runner; only with a registration token."`
 	Ephemeral     bool              `json:"ephemeral,omitempty" doc:"The runner is not written down. The answer does not end: when its connection does, so does the runner."`
+}
+
+// RunnerScripts are commands that are put into each job of a runner, where gitlab-runner's keys of these names put them.
+type RunnerScripts struct {
+	PreGetSources  string `json:"pre_get_sources_script,omitempty" maxLength:"65536"`
+	PostGetSources string `json:"post_get_sources_script,omitempty" maxLength:"65536"`
+	PreBuild       string `json:"pre_build_script,omitempty" maxLength:"65536"`
+	PostBuild      string `json:"post_build_script,omitempty" maxLength:"65536"`
 }
 
 // RegistrationOfNew is what a forge is told of a runner that it makes of a registration token. Of a runner with an

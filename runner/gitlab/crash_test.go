@@ -2,7 +2,9 @@ package gitlab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -88,8 +90,13 @@ func (m *mortal) moment(what string) bool {
 	m.moments = append(m.moments, what)
 	if len(m.moments) == m.at {
 		m.dead = true
-		if err := os.CopyFS(filepath.Join(m.copy, "gitlab"), os.DirFS(m.config.Dir)); err != nil {
-			m.t.Error(err)
+		copied := fs.ErrNotExist // another goroutine removes a file while the directory is copied
+		for errors.Is(copied, fs.ErrNotExist) {
+			to := filepath.Join(m.copy, "gitlab")
+			copied = errors.Join(os.RemoveAll(to), os.CopyFS(to, os.DirFS(m.config.Dir)))
+		}
+		if copied != nil {
+			m.t.Error(copied)
 		}
 	}
 	return m.dead

@@ -1,6 +1,7 @@
 package gitlab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,7 +93,7 @@ func (m *Manager) assigned(running context.Context, r Registration, client *Clie
 
 // open makes the job's files.
 func (j *job) open(given *spec.Job) (err error) {
-	if j.spool, err = openSpool(j.m.journal.trace(j.record.ID), j.m.cfg.TraceLimit); err != nil {
+	if j.spool, err = openSpool(j.m.journal.trace(j.record.ID), cmp.Or(j.runner.OutputLimit, j.m.cfg.TraceLimit)); err != nil {
 		return err
 	}
 	j.trace = j.m.newTrace(j.record, j.client, j.spool)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -41,6 +42,9 @@ type Registration struct {
 	Limits     sandbox.Limits     `json:"limits,omitzero"` // of each job; 0: as configured
 	Env        []string           `json:"env,omitempty"`   // KEY=value, for each job
 	Builds     string             `json:"builds,omitempty"`
+	// OutputLimit is the size of a job's log, in bytes, at which no more of it is sent; 0: DefaultTraceLimit.
+	OutputLimit int64          `json:"output_limit,omitempty"`
+	Scripts     script.Scripts `json:"scripts,omitzero"`
 	// CAFile has the certificates (PEM) of who signs the forge's; empty: those that the machine trusts.
 	CAFile string `json:"ca_file,omitempty"`
 	// Ephemeral registrations are not written down, and end with whoever made them.
@@ -65,6 +69,9 @@ var (
 
 // maxImage bounds an image's name, in bytes.
 const maxImage = 500
+
+// maxScript bounds each script of a registration, in bytes.
+const maxScript = 64 << 10
 
 // CheckName reports whether name may name a registration: it is a file's name, too.
 func CheckName(name string) error {
@@ -133,6 +140,17 @@ func (r Registration) Check() error {
 	for _, e := range r.Env {
 		if key, _, ok := strings.Cut(e, "="); !ok || key == "" || strings.ContainsRune(e, 0) {
 			errs = append(errs, fmt.Errorf("env: %q is not KEY=value", cut(key)))
+		}
+	}
+	if r.OutputLimit < 0 {
+		errs = append(errs, fmt.Errorf("output_limit: %d: it must not be negative", r.OutputLimit))
+	}
+	for name, text := range map[string]string{
+		"pre_get_sources_script": r.Scripts.PreGetSources, "post_get_sources_script": r.Scripts.PostGetSources,
+		"pre_build_script": r.Scripts.PreBuild, "post_build_script": r.Scripts.PostBuild,
+	} {
+		if len(text) > maxScript || strings.ContainsRune(text, 0) {
+			errs = append(errs, fmt.Errorf("%s: it must have at most %d bytes, none of them 0", name, maxScript))
 		}
 	}
 	return errors.Join(append(errs, checkPath("builds", r.Builds), checkPath("ca_file", r.CAFile))...)

@@ -116,6 +116,17 @@ func TestTrace(t *testing.T) {
 			}
 		})
 	})
+	t.Run("the limit of the runner's own", func(t *testing.T) {
+		virtual(t, func(t *testing.T, w *world) {
+			if err := w.config.Runners.(*Registrations).Update("r", func(r *Registration) { r.OutputLimit = 10 }); err != nil {
+				t.Fatal(err)
+			}
+			w.run = says(strings.Repeat("a", 200), 0)
+			if j := w.over(w.fakeStart(), time.Second); !strings.HasPrefix(string(j.trace), "aaaaaaaaaa\n") {
+				t.Errorf("%q", j.trace)
+			}
+		})
+	})
 	t.Run("the limit", func(t *testing.T) {
 		virtual(t, func(t *testing.T, w *world) {
 			w.config.TraceLimit = 100

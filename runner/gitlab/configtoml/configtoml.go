@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -59,6 +60,8 @@ type Runner struct {
 	Limits        sandbox.Limits     `json:"limits,omitzero"`
 	Env           []string           `json:"-"` // it may hold secrets
 	Builds        string             `json:"builds,omitempty"`
+	OutputLimit   int64              `json:"output_limit,omitempty"` // in bytes
+	Scripts       script.Scripts     `json:"-"`                      // as the environment
 
 	executor string
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -146,7 +147,8 @@ func TestTaken(t *testing.T) {
 	a := r.Runners[0]
 	if a.Name != "build-host-1-docker" || a.Concurrent != 4 || a.Image != "ruby:3.3" || a.Pull != sandbox.Always || a.Limits != (sandbox.Limits{CPU: 1500, Memory: 2 << 30}) ||
 		a.Nesting.String() != "container/dind" || len(a.Env) != 3 || a.Builds != "/builds" || a.CAFile != "/etc/gitlab-runner/ca.pem" ||
-		a.CloneURL != "https://clone.example.com" || a.TokenObtained.IsZero() || len(a.Refused) > 0 || len(a.Widens) > 0 {
+		a.CloneURL != "https://clone.example.com" || a.TokenObtained.IsZero() || a.OutputLimit != 8<<20 ||
+		a.Scripts != (script.Scripts{PreGetSources: "echo a", PostGetSources: "echo b", PreBuild: "echo c\n"}) || len(a.Refused) > 0 || len(a.Widens) > 0 {
 		t.Errorf("%+v", a)
 	}
 }

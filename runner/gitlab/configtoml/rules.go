@@ -72,7 +72,6 @@ func rules() map[string]rule {
 		network  = "sandboxes have networks of their own"
 		retries  = "how often and when GitLab is asked again, is as GitLab says"
 		timeouts = "the timeout is that of the job; see also timeout.max"
-		hooks    = "commands of the runner's are not put into jobs: write them into the pipeline (default: hooks:, before_script:, after_script:)"
 		windows  = "it is for Windows"
 		cgroups  = "a sandbox has a cgroup of its own"
 	)
@@ -110,7 +109,7 @@ func rules() map[string]rule {
 		"environment":       {take: takeEnvironment},
 		"clone_url":         {take: takeCloneURL},
 
-		"output_limit":                        {verdict: ByHand, note: "the size of a job's log is bounded for all runners: see logs.max_bytes; GitLab has a limit of its own"},
+		"output_limit":                        {take: takeOutputLimit},
 		"request_concurrency":                 {verdict: Ignored, note: "runnerd asks for as many jobs as it has room for"},
 		"strict_check_interval":               {verdict: Ignored, note: retries},
 		"unhealthy_requests_limit":            {verdict: Ignored, note: retries},
@@ -118,12 +117,12 @@ func rules() map[string]rule {
 		"job_status_final_update_retry_limit": {verdict: Ignored, note: retries},
 		"prepare_timeout":                     {verdict: Ignored, note: timeouts},
 		"get_sources_timeout":                 {verdict: Ignored, note: timeouts},
-		"pre_clone_script":                    {take: refuseScript(hooks)},
-		"post_clone_script":                   {take: refuseScript(hooks)},
-		"pre_get_sources_script":              {take: refuseScript(hooks)},
-		"post_get_sources_script":             {take: refuseScript(hooks)},
-		"pre_build_script":                    {take: refuseScript(hooks)},
-		"post_build_script":                   {take: refuseScript(hooks)},
+		"pre_clone_script":                    {take: takeScript},
+		"post_clone_script":                   {take: takeScript},
+		"pre_get_sources_script":              {take: takeScript},
+		"post_get_sources_script":             {take: takeScript},
+		"pre_build_script":                    {take: takeScript},
+		"post_build_script":                   {take: takeScript},
 		"debug_trace_disabled":                {take: takeDebugTrace},
 		"safe_directory_checkout":             {verdict: Ignored, note: fresh},
 		"clean_git_config":                    {verdict: Ignored, note: fresh},

@@ -300,14 +300,33 @@ func refuseRunner(why string) func(*builder, key) (Verdict, string) {
 	}
 }
 
-// refuseScript has commands written elsewhere.
-func refuseScript(why string) func(*builder, key) (Verdict, string) {
-	return func(_ *builder, k key) (Verdict, string) {
-		if strings.TrimSpace(k.text()) == "" {
-			return Ignored, "it is empty"
-		}
-		return ByHand, why
+// takeScript takes over commands that are put into each job.
+func takeScript(b *builder, k key) (Verdict, string) {
+	if strings.TrimSpace(k.text()) == "" {
+		return Ignored, "it is empty"
 	}
+	scripts, name := &b.runner(k).Scripts, k.path[strings.LastIndex(k.path, ".")+1:]
+	switch name = strings.Replace(name, "_clone_", "_get_sources_", 1); name { // its name before GitLab 16
+	case "pre_get_sources_script":
+		scripts.PreGetSources = k.text()
+	case "post_get_sources_script":
+		scripts.PostGetSources = k.text()
+	case "pre_build_script":
+		scripts.PreBuild = k.text()
+	case "post_build_script":
+		scripts.PostBuild = k.text()
+	}
+	return Taken, name + " of the runner"
+}
+
+// takeOutputLimit takes over how large a log may be, which the file says in KiB.
+func takeOutputLimit(b *builder, k key) (Verdict, string) {
+	n, ok := k.number()
+	if !ok || n < 0 || n > math.MaxInt64>>10 {
+		return Ignored, fmt.Sprintf("%s is no number of KiB", k.text())
+	}
+	b.runner(k).OutputLimit = n << 10
+	return Taken, fmt.Sprintf("output_limit: %d KiB", n)
 }
 
 // takeRestriction takes over a runner without one of its restrictions, but not unless that is wanted.

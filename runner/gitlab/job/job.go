@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/runnerd/runnerd/runner"
+	"github.com/runnerd/runnerd/runner/gitlab/script"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 	"github.com/runnerd/runnerd/runner/gitlab/terminal"
 	"github.com/runnerd/runnerd/sandbox"
@@ -86,6 +87,7 @@ type Runner struct {
 	Limits  sandbox.Limits
 	Env     []string // KEY=value
 	Builds  string   // where repositories are; empty: DefaultBuilds
+	Scripts script.Scripts
 }
 
 // Assigned is a job of a runner.

@@ -90,7 +90,7 @@ func (r *run) sources(ctx context.Context) (sandbox.Exit, error) {
 	env, inEnv := environment(r.helper.env, r.vars)
 	text, err := script.Sources(script.SourcesOptions{
 		Variables: r.vars, Job: r.Job, Settings: r.settings, ServerURL: r.Runner.URL, CloneURL: r.Runner.CloneURL,
-		CorrelationID: r.CorrelationID, Sections: r.sections, InEnvironment: inEnv,
+		CorrelationID: r.CorrelationID, Scripts: r.Runner.Scripts, Sections: r.sections, InEnvironment: inEnv,
 	})
 	if err != nil {
 		return sandbox.Exit{}, configurationError("%w", err)
@@ -286,7 +286,7 @@ func (r *run) exec(ctx context.Context, v *script.Variables, step spec.Step) (sa
 	if v != r.vars {
 		env, _ = environment(r.image.Env, v)
 	}
-	text := script.Step(v, step, script.StepOptions{Settings: r.settings, Sections: r.sections, InEnvironment: r.inEnv})
+	text := script.Step(v, step, script.StepOptions{Settings: r.settings, Scripts: r.Runner.Scripts, Sections: r.sections, InEnvironment: r.inEnv})
 	return r.on.Exec(ctx, sandbox.Process{
 		Args: script.ShellCommand(r.entrypoint()), Env: env, Dir: r.vars.ProjectDir, User: r.own.user,
 		Stdin: strings.NewReader(text), Stdout: r.w, Stderr: r.w,

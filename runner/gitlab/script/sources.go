@@ -24,8 +24,8 @@ type SourcesOptions struct {
 	CloneURL string
 	// CorrelationID is the X-Request-Id of the request that brought the job; empty: none.
 	CorrelationID string
-	// Before and After are scripts of the registration's (pre_get_sources_script, post_get_sources_script).
-	Before, After string
+	// Scripts are the registration's.
+	Scripts Scripts
 	// Sections and InEnvironment are as in StepOptions.
 	Sections, InEnvironment bool
 	// Backoff is the time before the second attempt, and doubles; 0: 5 s, as gitlab-runner waits.
@@ -179,7 +179,7 @@ func (s *sources) body() {
 	case GitEmpty:
 		s.linef(`notice 'Skipping Git repository setup and creating an empty build directory'; rm -rf "$dir"; mkdir -p "$dir"`)
 	default:
-		s.hook(hookBefore, s.Before, "")
+		s.hook(hookBefore, s.Scripts.PreGetSources, "")
 		s.fetch()
 	}
 	if set.Checkout {
@@ -193,7 +193,7 @@ func (s *sources) body() {
 		s.submodules()
 	}
 	if set.Strategy == GitClone || set.Strategy == GitFetch {
-		s.hook(hookAfter, "", s.After)
+		s.hook(hookAfter, "", s.Scripts.PostGetSources)
 	}
 }
 

@@ -266,7 +266,7 @@ func TestSourcesHooks(t *testing.T) {
 	r := &checkoutRun{forge: f, sha: sha, depth: 1, vars: []spec.Variable{
 		public("GIT_CONFIG_COUNT", "1"), public("GIT_CONFIG_KEY_0", "alias.hello"), public("GIT_CONFIG_VALUE_0", "!echo hello"),
 	}, edit: func(o *SourcesOptions, job *spec.Job) {
-		o.Before, o.After = "echo registered", "pwd"
+		o.Scripts = Scripts{PreGetSources: "echo registered", PostGetSources: "pwd"}
 		o.CorrelationID = "01JABC"
 		job.Hooks = []spec.Hook{{Name: hookBefore, Script: []string{"cat; git hello", "export GIT_CONFIG_VALUE_0='!echo bye'"}}, {Name: hookAfter, Script: []string{"git bye || git hello"}}}
 	}}

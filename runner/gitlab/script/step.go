@@ -7,13 +7,21 @@ import (
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 )
 
+// Scripts are commands that a registration adds to those of each job (gitlab-runner's config.toml).
+type Scripts struct {
+	PreGetSources  string `json:"pre_get_sources_script,omitempty"`
+	PostGetSources string `json:"post_get_sources_script,omitempty"`
+	PreBuild       string `json:"pre_build_script,omitempty"`
+	PostBuild      string `json:"post_build_script,omitempty"`
+}
+
 // StepOptions say how a step's script is made.
 type StepOptions struct {
 	Settings Settings
 	// Sections says that the server shows sections (spec.JobFeatures.TraceSections).
 	Sections bool
-	// Before and After are scripts of the registration's (pre_build_script, post_build_script), not for after_script.
-	Before, After string
+	// Scripts are the registration's. Those of the build are not for after_script.
+	Scripts Scripts
 	// InEnvironment says that the shell is started with Variables.Env, and that nothing stands before it that could
 	// change that: no entrypoint. The script does not repeat them then, which saves reading them byte by byte.
 	InEnvironment bool
@@ -30,8 +38,8 @@ func Step(v *Variables, step spec.Step, o StepOptions) string {
 	write := func(section string, script ...string) {
 		writeCommands(&commands, script, section, o.Sections && o.Settings.ScriptSections, o.Settings.ExitCodeCheck)
 	}
-	if o.Before != "" && !after {
-		write("pre_build_script", o.Before)
+	if o.Scripts.PreBuild != "" && !after {
+		write("pre_build_script", o.Scripts.PreBuild)
 	}
 	switch {
 	case after:
@@ -41,8 +49,8 @@ func Step(v *Variables, step spec.Step, o StepOptions) string {
 	default:
 		write("script_step", step.Script...)
 	}
-	if o.After != "" && !after {
-		write("post_build_script", o.After)
+	if o.Scripts.PostBuild != "" && !after {
+		write("post_build_script", o.Scripts.PostBuild)
 	}
 
 	var b strings.Builder

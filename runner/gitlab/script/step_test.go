@@ -143,12 +143,12 @@ func TestStepVariables(t *testing.T) {
 
 func TestAfterScript(t *testing.T) {
 	for _, shell := range shells(t) {
-		out, code, _ := stepRun{shell: shell, step: spec.StepAfterScript, options: StepOptions{Before: "echo before", After: "echo after"}}.run(t, "echo cleaning", "exit 6")
+		out, code, _ := stepRun{shell: shell, step: spec.StepAfterScript, options: StepOptions{Scripts: Scripts{PreBuild: "echo before", PostBuild: "echo after"}}}.run(t, "echo cleaning", "exit 6")
 		want := g + "Running after script..." + r0 + "\n" + g + "$ echo cleaning" + r0 + "\ncleaning\n" + g + "$ exit 6" + r0 + "\n"
 		if out != want || code != 6 {
 			t.Errorf("%s: exit code %d\ngot  %q\nwant %q", shellName(shell), code, out, want)
 		}
-		out, _, _ = stepRun{shell: shell, options: StepOptions{Before: "echo before", After: "echo after"}}.run(t, "echo it")
+		out, _, _ = stepRun{shell: shell, options: StepOptions{Scripts: Scripts{PreBuild: "echo before", PostBuild: "echo after"}}}.run(t, "echo it")
 		if want := g + "$ echo before" + r0 + "\nbefore\n" + g + "$ echo it" + r0 + "\nit\n" + g + "$ echo after" + r0 + "\nafter\n"; out != want {
 			t.Errorf("%s: got %q, want %q", shellName(shell), out, want)
 		}
