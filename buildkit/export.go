@@ -74,6 +74,9 @@ func (b Build) exports(opt *client.SolveOpt, target Target) (written []*Output, 
 func Annotations(texts []string) (map[string]string, error) {
 	attrs := map[string]string{}
 	for _, text := range texts {
+		if text == "" { // as an empty variable leaves it
+			continue
+		}
 		key, value, ok := strings.Cut(text, "=")
 		if !ok {
 			return nil, fmt.Errorf("annotation %q: write KEY=VALUE", text)
