@@ -172,23 +172,18 @@ func (c *Client) watch(process syscall.RawConn) {
 	}
 }
 
-// read hands replies to the calls that wait for them, until there are no more. It has a buffer only while there is one.
+// read hands replies to the calls that wait for them, until there are no more.
 func (c *Client) read() {
 	rights := make([]byte, wire.RightsSpace())
 	for {
-		var packet *[copySize]byte
 		var n int
 		var files []int
 		var err error
-		closed := c.raw.Read(func(fd uintptr) bool {
-			packet = buffers.Get().(*[copySize]byte)
-			if n, files, err = wire.Receive(int(fd), packet[:], rights, unix.MSG_DONTWAIT); !errors.Is(err, unix.EAGAIN) {
-				return true
-			}
-			buffers.Put(packet)
-			return false
+		packet := receive(c.raw, func(fd int, buffer []byte) error {
+			n, files, err = wire.Receive(fd, buffer, rights, unix.MSG_DONTWAIT)
+			return err
 		})
-		if closed != nil {
+		if packet == nil {
 			return
 		}
 		tooLarge := errors.Is(err, unix.EMSGSIZE)   // to be the init's

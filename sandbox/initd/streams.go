@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -147,6 +148,22 @@ func own(end *os.File) (*os.File, error) {
 // buffers are of copySize, which is also the most that a packet has.
 var buffers = sync.Pool{New: func() any { return new([copySize]byte) }}
 
+// receive calls once with a buffer whenever the file may have something to read, until it returns another error than
+// EAGAIN, and returns the buffer, or nil when the file is closed. Nobody who waits holds one: most processes say nothing
+// most of the time.
+func receive(raw syscall.RawConn, once func(fd int, buffer []byte) error) (buffer *[copySize]byte) {
+	_ = raw.Read(func(fd uintptr) bool { // its error is that the file is closed
+		buffer = buffers.Get().(*[copySize]byte)
+		if !errors.Is(once(int(fd), buffer[:]), unix.EAGAIN) {
+			return true
+		}
+		buffers.Put(buffer)
+		buffer = nil
+		return false
+	})
+	return buffer
+}
+
 // copyAll copies until the end of either side.
 func copyAll(to io.Writer, from io.Reader) error {
 	buffer := buffers.Get().(*[copySize]byte)
@@ -156,26 +173,22 @@ func copyAll(to io.Writer, from io.Reader) error {
 }
 
 // copyOutput copies until the end; when nobody takes the output any more, the rest is discarded, so that
-// the process is not stuck. There is a buffer only while there is output: most processes say nothing most of the time.
+// the process is not stuck.
 func copyOutput(to io.Writer, from *os.File) {
 	raw, err := from.SyscallConn()
 	if err != nil {
 		return // it is closed
 	}
 	for {
-		var buffer *[copySize]byte
-		var n int
-		if raw.Read(func(fd uintptr) bool {
-			buffer = buffers.Get().(*[copySize]byte)
-			for n, err = unix.Read(int(fd), buffer[:]); err == unix.EINTR; {
-				n, err = unix.Read(int(fd), buffer[:])
+		n := 0
+		buffer := receive(raw, func(fd int, buffer []byte) error {
+			n, err = unix.Read(fd, buffer)
+			for errors.Is(err, unix.EINTR) {
+				n, err = unix.Read(fd, buffer)
 			}
-			if err != unix.EAGAIN {
-				return true
-			}
-			buffers.Put(buffer)
-			return false
-		}) != nil {
+			return err
+		})
+		if buffer == nil {
 			return
 		}
 		if n > 0 {
