@@ -135,35 +135,43 @@ func (p *Pool) Learn(n Nesting, s Spec) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now()
-	for _, shelf := range p.shelves {
-		if shelf.serves(n, s) {
-			shelf.asked = append(shelf.asked, now)
-			p.ring()
-			return
+	place := p.shelf(n, s)
+	if place == nil {
+		kind := Spec{
+			Image: s.Image, Volumes: s.Volumes, Toolbox: s.Toolbox, EngineArgs: s.EngineArgs,
+			Limits: Limits{Disk: s.Limits.Disk, Inodes: s.Limits.Inodes},
 		}
+		place = &shelf{PoolKind: PoolKind{Nesting: n, Spec: kind}, learned: true}
+		p.shelves = append(p.shelves, place)
 	}
-	kind := Spec{
-		Image: s.Image, Volumes: s.Volumes, Toolbox: s.Toolbox, EngineArgs: s.EngineArgs,
-		Limits: Limits{Disk: s.Limits.Disk, Inodes: s.Limits.Inodes},
-	}
-	p.shelves = append(p.shelves, &shelf{PoolKind: PoolKind{Nesting: n, Spec: kind}, learned: true, asked: []time.Time{now}})
+	place.note(time.Now())
 	p.ring()
+}
+
+// shelf is the one that serves what is asked for, nil if there is none. p.mu is held.
+func (p *Pool) shelf(n Nesting, s Spec) *shelf {
+	if i := slices.IndexFunc(p.shelves, func(shelf *shelf) bool { return shelf.serves(n, s) }); i >= 0 {
+		return p.shelves[i]
+	}
+	return nil
+}
+
+// note notes that the kind was asked for, if that is why the shelf is there.
+func (s *shelf) note(now time.Time) {
+	if s.learned {
+		s.asked = append(s.asked, now)
+	}
 }
 
 // take is the first part of Take; it notes what was asked for.
 func (p *Pool) take(n Nesting, s Spec) Sandbox {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now()
-	i := slices.IndexFunc(p.shelves, func(shelf *shelf) bool { return shelf.serves(n, s) })
-	if i < 0 {
+	shelf, now := p.shelf(n, s), time.Now()
+	if shelf == nil {
 		return nil
 	}
-	shelf := p.shelves[i]
-	if shelf.learned {
-		shelf.asked = append(shelf.asked, now)
-	}
+	shelf.note(now)
 	for len(shelf.ready) > 0 {
 		sb := shelf.ready[0]
 		shelf.ready = shelf.ready[1:]
@@ -182,7 +190,7 @@ func (p *Pool) take(n Nesting, s Spec) Sandbox {
 func (p *Pool) Serves(n Nesting, s Spec) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.shelves, func(shelf *shelf) bool { return shelf.serves(n, s) })
+	return p.shelf(n, s) != nil
 }
 
 // serves reports whether a sandbox of this shelf is what n and s ask for.

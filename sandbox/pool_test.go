@@ -45,14 +45,23 @@ func (f *fakeSandbox) Adopt(s Spec) error {
 
 func TestPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var made []*fakeSandbox
 		open := func(_ context.Context, _ Nesting, s Spec) (Sandbox, error) {
 			sb := &fakeSandbox{id: s.ID}
+			mu.Lock()
+			defer mu.Unlock()
 			made = append(made, sb)
 			return sb, nil
 		}
 		nesting := Nesting{Container}
 		p := NewPool([]PoolKind{{Nesting: nesting, Spec: Spec{Image: "a", Limits: Limits{Disk: 10}}, Size: 2}}, Spare{}, open, slog.New(slog.DiscardHandler))
+		state := func() (ready, started int) {
+			ready, _ = p.Ready()
+			mu.Lock()
+			defer mu.Unlock()
+			return ready, len(made)
+		}
 		synctest.Wait()
 		if ready, size := p.Ready(); ready != 2 || size != 2 {
 			t.Fatalf("%d of %d ready", ready, size)
@@ -76,13 +85,13 @@ func TestPool(t *testing.T) {
 			t.Fatalf("got %v, %v", sb, ok)
 		}
 		synctest.Wait()
-		if ready, _ := p.Ready(); ready != 1 || len(made) != 2 {
-			t.Errorf("refilled beside the job's first steps: %d ready, %d made", ready, len(made))
+		if ready, started := state(); ready != 1 || started != 2 {
+			t.Errorf("refilled beside the job's first steps: %d ready, %d made", ready, started)
 		}
 		time.Sleep(lull)
 		synctest.Wait()
-		if ready, _ := p.Ready(); ready != 2 || len(made) != 3 {
-			t.Errorf("not refilled: %d ready, %d made", ready, len(made))
+		if ready, started := state(); ready != 2 || started != 3 {
+			t.Errorf("not refilled: %d ready, %d made", ready, started)
 		}
 		if err := p.Close(t.Context()); err != nil {
 			t.Error(err)
