@@ -97,14 +97,11 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 		return nil, err
 	}
 	var img *image
-	// The network is needed last, when the first process starts.
-	var network errgroup.Group
-	defer network.Wait()
-	network.Go(func() (err error) { sb.addr, err = d.network.attach(spec.ID, sb.slot); return err })
 	prepare, prepareCtx := errgroup.WithContext(ctx)
 	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
 	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
 	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
+	prepare.Go(func() (err error) { sb.addr, err = d.network.attach(spec.ID, sb.slot); return err })
 	if spec.Toolbox != nil {
 		prepare.Go(func() error { return sb.getToolbox(prepareCtx) })
 	}
@@ -123,15 +120,9 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if sb.main, err = sb.createMember(ctx, own, img, spec.Env); err != nil {
 		return nil, err
 	}
-	if err := network.Wait(); err != nil {
-		return nil, err
-	}
 	d.mu.Lock()
 	d.at[sb.addr] = spec.ID
 	d.mu.Unlock()
-	if err := sb.writeHosts(); err != nil {
-		return nil, err
-	}
 	sb.disk.still.Lock()
 	defer sb.disk.still.Unlock()
 	if err := sb.main.start(ctx); err != nil {
@@ -183,7 +174,7 @@ func (sb *Sandbox) makeDisk(ctx context.Context) (err error) {
 	return err
 }
 
-// writeEtc writes the files that tell the members their names and name servers; see also writeHosts.
+// writeEtc writes the files that tell the members their names and name servers.
 func (sb *Sandbox) writeEtc() error {
 	if _, err := sb.disk.mkdir("etc", sb.slot.base, 0o755); err != nil {
 		return err
@@ -193,13 +184,13 @@ func (sb *Sandbox) writeEtc() error {
 		fmt.Fprintf(&resolv, "nameserver %s\n", server)
 	}
 	return errors.Join(
-		sb.writeEtcFile("hosts", ""),
+		sb.writeHosts(),
 		sb.writeEtcFile("hostname", sb.spec.ID+"\n"),
 		sb.writeEtcFile("resolv.conf", resolv.String()),
 	)
 }
 
-// writeHosts fills /etc/hosts, which containers are bound to, when the sandbox's address is known.
+// writeHosts writes /etc/hosts, to which containers are bound.
 func (sb *Sandbox) writeHosts() error {
 	hosts := strings.Builder{}
 	fmt.Fprintf(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", sb.addr, sb.spec.ID)
