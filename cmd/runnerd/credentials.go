@@ -8,7 +8,6 @@ import (
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
 
-	daemonconfig "github.com/runnerd/runnerd/cmd/runnerd/config"
 	"github.com/runnerd/runnerd/runner/api"
 )
 
@@ -25,10 +24,9 @@ func (a *app) credentials(ctx context.Context, dir string, b api.Build) (map[str
 	if !file.ContainsAuth() {
 		return nil, nil
 	}
-	c, err := a.config()
-	if err != nil { // it may be for root alone
-		c = daemonconfig.Default()
-		c.Resolve()
+	c, err := a.clientConfig()
+	if err != nil {
+		return nil, err
 	}
 	plan, err := builder{read: newPlanner(c.EnginesDir).read, frontends: c.Builder.Frontends}.plan(ctx, dir, b)
 	if err != nil {

@@ -117,16 +117,22 @@ func configError(err error) error {
 
 // client is a client of the configured daemon. A configuration that only root may read is no hindrance.
 func (a *app) client() (*client.Client, error) {
+	c, err := a.clientConfig()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(c.Socket.Path), nil
+}
+
+// clientConfig is the configuration as a client needs it: what it may not read it goes without.
+func (a *app) clientConfig() (*config.Config, error) {
 	c, err := a.config()
 	if errors.Is(err, fs.ErrPermission) && a.configPath == "" {
 		c, err = config.Default(), nil
 		c.Socket.Path = a.socket
 		c.Resolve()
 	}
-	if err != nil {
-		return nil, err
-	}
-	return client.New(c.Socket.Path), nil
+	return c, err
 }
 
 // noArgs and the like are cobra's, with our exit code.
