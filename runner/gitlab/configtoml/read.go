@@ -26,6 +26,9 @@ func (k key) text() string {
 	return fmt.Sprint(k.value)
 }
 
+// name is the key's own, without those of its tables.
+func (k key) name() string { return k.path[strings.LastIndex(k.path, ".")+1:] }
+
 func (k key) number() (int64, bool) { n, ok := k.value.(int64); return n, ok }
 
 func (k key) yes() bool { b, ok := k.value.(bool); return ok && b }

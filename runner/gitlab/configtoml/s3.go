@@ -29,12 +29,11 @@ func takeCacheType(_ *builder, k key) (Verdict, string) {
 
 // takeS3 collects what makes up cache.url.
 func takeS3(b *builder, k key) (Verdict, string) {
-	name := k.path[strings.LastIndex(k.path, ".")+1:]
 	if b.s3Line == 0 {
 		b.s3Line = k.line
 	}
 	const part = "it is part of cache.url: see runners.cache.s3"
-	switch name {
+	switch k.name() {
 	case "BucketName":
 		b.s3.bucket = k.text()
 	case "BucketLocation":

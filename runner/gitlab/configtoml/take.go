@@ -161,7 +161,7 @@ func takeEnvironment(b *builder, k key) (Verdict, string) {
 
 // takeFeatureFlag makes a flag a variable of the jobs', as which users set them, too.
 func takeFeatureFlag(b *builder, k key) (Verdict, string) {
-	name := k.path[strings.LastIndex(k.path, ".")+1:]
+	name := k.name()
 	on, ok := k.value.(bool)
 	if !ok || !strings.HasPrefix(name, "FF_") || strings.Contains(name, "=") {
 		return Refused, "it is no FF_… that is true or false"
@@ -294,8 +294,7 @@ func refuseRunner(why string) func(*builder, key) (Verdict, string) {
 		if k.text() == "" {
 			return Ignored, "it is empty"
 		}
-		name := k.path[strings.LastIndex(k.path, ".")+1:]
-		b.runner(k).refuse(name + ": " + why)
+		b.runner(k).refuse(k.name() + ": " + why)
 		return Refused, why
 	}
 }
@@ -305,8 +304,9 @@ func takeScript(b *builder, k key) (Verdict, string) {
 	if strings.TrimSpace(k.text()) == "" {
 		return Ignored, "it is empty"
 	}
-	scripts, name := &b.runner(k).Scripts, k.path[strings.LastIndex(k.path, ".")+1:]
-	switch name = strings.Replace(name, "_clone_", "_get_sources_", 1); name { // its name before GitLab 16
+	scripts := &b.runner(k).Scripts
+	name := strings.Replace(k.name(), "_clone_", "_get_sources_", 1) // as it is called since GitLab 16
+	switch name {
 	case "pre_get_sources_script":
 		scripts.PreGetSources = k.text()
 	case "post_get_sources_script":
@@ -341,6 +341,6 @@ func takeRestriction(wider string) func(*builder, key) (Verdict, string) {
 
 func restrict(b *builder, k key, wider string) (Verdict, string) {
 	r := b.runner(k)
-	r.Widens = append(r.Widens, k.path[strings.LastIndex(k.path, ".")+1:]+": "+wider)
+	r.Widens = append(r.Widens, k.name()+": "+wider)
 	return Refused, "there is no such restriction here: " + wider
 }
