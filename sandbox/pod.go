@@ -30,6 +30,10 @@ type Companion struct {
 	// Volumes are directories on the scratch disk, shared by all who name them: volume name to the
 	// absolute path inside the companion.
 	Volumes map[string]string
+	// Programs are files of the machine that it sees, read-only, as in Spec.
+	Programs map[string]string
+	// Borrows is the directory in which it sees what a Lender lends its sandbox, as it is lent. Empty: it sees nothing.
+	Borrows string
 }
 
 // Member is a running Companion.
@@ -86,6 +90,43 @@ type Reacher interface {
 	// Reach lets the sandbox, and no other, open TCP connections to one port at an address of the machine that is not
 	// on its loopback, until it is closed.
 	Reach(ctx context.Context, service netip.AddrPort) error
+}
+
+// Lender is a Pod that lends its companions what the machine has of images, instead of their fetching and unpacking it.
+type Lender interface {
+	// Lend gets an image as Start does, and shows it to the companions that borrow, read-only and until the sandbox is
+	// closed. What it has lent already it lends once.
+	Lend(ctx context.Context, ref string, how Pull) (Loan, error)
+}
+
+// Loan is an image that is lent. Paths are relative to Companion.Borrows.
+type Loan struct {
+	// Layers are unpacked, the lowest first.
+	Layers []LentLayer `json:"layers"`
+	// Blobs are what the image is made of: manifests, configuration, compressed layers.
+	Blobs []LentBlob `json:"blobs"`
+}
+
+// LentLayer is a layer of an image.
+type LentLayer struct {
+	// ChainID is the digest of the layer and all below it (OCI image-spec, config.md).
+	ChainID string `json:"chain"`
+	// Path is a directory that holds "fs", the files as overlay's lowerdir takes them.
+	Path string `json:"path"`
+}
+
+// LentBlob is a blob of an image.
+type LentBlob struct {
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"` // bytes
+	Path   string `json:"path"`
+}
+
+// Borrower is a Sandbox whose engine can be lent images by the machine.
+type Borrower interface {
+	// Borrow gives the engine the layers and blobs of an image, so that it need not fetch nor unpack them when it pulls
+	// an image that has some of them. It starts no engine: without one it fails.
+	Borrow(ctx context.Context, ref string, how Pull) error
 }
 
 // DockerHost is a Sandbox in which a Docker Engine can be reached.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 const (
@@ -33,10 +35,13 @@ const (
 // repository of that scope, which both of them may use.
 type jobEngine struct {
 	sandbox    sandbox.Dialer
+	borrower   sandbox.Borrower // nil if the engine cannot borrow
+	pull       sandbox.Pull
 	repository string        // empty: the job belongs to no scope
 	address    string        // of the registry, host:port
 	loads      chan struct{} // held while an image is loaded
 	naming     chan struct{} // held while images get names
+	log        *slog.Logger
 }
 
 func (a *assembly) jobEngine(sb sandbox.Sandbox, j runner.Job) (*jobEngine, error) {
@@ -44,11 +49,18 @@ func (a *assembly) jobEngine(sb sandbox.Sandbox, j runner.Job) (*jobEngine, erro
 	if !ok {
 		return nil, fmt.Errorf("the engine of %T cannot be reached", sb)
 	}
-	e := &jobEngine{sandbox: dialer, address: a.mirror(), loads: make(chan struct{}, maxLoads), naming: make(chan struct{}, 1)}
+	e := &jobEngine{sandbox: dialer, address: a.mirror(), loads: make(chan struct{}, maxLoads), naming: make(chan struct{}, 1), log: a.log.With("job", j.ID)}
+	e.borrower, _ = sandbox.As[sandbox.Borrower](sb)
 	if !j.Scope.IsZero() {
+		e.pull.Asking = asking(j.Scope)
 		e.repository = a.registryHost() + "/" + registry.CacheRepository(j.Scope, "load")
 	}
 	return e, nil
+}
+
+// asking tells the machine's registry that a scope asks.
+func asking(s scope.Scope) map[string]string {
+	return map[string]string{registry.As: registry.AsScope(s)}
 }
 
 // Repository implements proxy.Engine. The registry may be configured to listen where sandboxes do not reach it.
@@ -83,16 +95,29 @@ func (e *jobEngine) Load(ctx context.Context, repository string, image digest.Di
 	} else if err := e.name(ctx, docker, image, names, ""); !errdefs.IsNotFound(err) {
 		return err
 	}
+	began := time.Now()
 	ref := repository + "@" + image.String()
+	if e.borrower != nil {
+		// What the machine lends, the engine need not fetch nor unpack. The pull does what is not lent.
+		if err := e.borrower.Borrow(ctx, ref, e.pull); err != nil && ctx.Err() == nil {
+			e.log.Warn("an image is loaded without the machine's layers, which takes longer", "error", err)
+		}
+	}
+	lent := time.Now()
 	pull, err := docker.ImagePull(ctx, ref, client.ImagePullOptions{})
 	if err != nil {
 		return err
 	}
 	defer pull.Close()
-	if err := pull.Wait(ctx); err != nil || len(names) == 0 {
+	if err := pull.Wait(ctx); err != nil {
 		return err
 	}
-	return e.name(ctx, docker, image, names, ref)
+	pulled := time.Now()
+	if len(names) > 0 {
+		err = e.name(ctx, docker, image, names, ref)
+	}
+	e.log.Debug("loaded an image", "image", image, "lend", lent.Sub(began), "pull", pulled.Sub(lent), "name", time.Since(pulled))
+	return err
 }
 
 // name gives an image its names, and takes away the one that it was pulled by. Meanwhile no other load moves a

@@ -4,10 +4,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/sandbox"
-	"github.com/runnerd/runnerd/scope"
 )
 
 // gitlabJobs is what jobs of GitLab need of the daemon, but for what keeps their files.
@@ -20,7 +18,7 @@ func (a *assembly) gitlabJobs() job.Config {
 	return job.Config{
 		Version: v, Revision: revision, Image: c.JobImage, Helper: c.SandboxImage, Pull: sandbox.PullPolicy(c.PullPolicy),
 		Limits:   func(l *sandbox.Limits) error { return limit(l, c) },
-		Asking:   func(s scope.Scope) map[string]string { return map[string]string{registry.As: registry.AsScope(s)} },
+		Asking:   asking,
 		Archiver: newArchiver(c.Cache), Caches: newGitLabCaches(a.cache, a.ledger),
 		CacheTimeout: time.Duration(c.Cache.Timeout), ServiceTimeout: job.DefaultServiceTimeout,
 		Log: a.log.With("component", "gitlab"),

@@ -245,7 +245,8 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	a.scopes.driver.Store(a.driver)
 	a.later(a.driver.Close)
 	a.drivers = driversOf(a.driver, dind.New(dind.Config{
-		Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
+		Image: c.SandboxImage, Lender: filepath.Join(a.engines.Dir(), "runnerd-lend"),
+		MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
 		Registries: []string{a.registryHost()},
 		Log:        a.log.With("component", "dind"),
 	}))
@@ -369,7 +370,7 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 			return job, err
 		}
 		job.Pull = sandbox.Pull{
-			Policy: r.Pull, Asking: map[string]string{registry.As: registry.AsScope(r.Scope)},
+			Policy: r.Pull, Asking: asking(r.Scope),
 			Username: c.Username, Password: c.Password,
 		}
 	case api.KindBuild:

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/opencontainers/go-digest"
 )
 
 // containerdDaemon is the containerd that a runnerd starts for itself when it is not given an address.
@@ -131,4 +132,9 @@ func (d *containerdDaemon) close() error {
 	case <-time.After(containerdReadyTimeout):
 		return errors.New("containerd does not end on SIGTERM")
 	}
+}
+
+// blobPath is where the driver's own containerd keeps a blob (plugins/content/local there).
+func (d *Driver) blobPath(blob digest.Digest) string {
+	return filepath.Join(d.cfg.StateDir, "containerd", "io.containerd.content.v1.content", "blobs", blob.Algorithm().String(), blob.Encoded())
 }

@@ -253,6 +253,7 @@ func (d *Driver) removeRoots(ctx context.Context) error {
 		cgroup{h: d.cgroups, path: "/" + d.cfg.Name}.remove(ctx),
 		removeEmpty(d.sandboxesDir()),
 		removeEmpty(d.tempMountsDir()),
+		removeEmpty(d.loansDir()),
 		os.RemoveAll(d.shimsDir()), // the last shim may still be on its way out
 	)
 }
@@ -266,6 +267,9 @@ func removeEmpty(dir string) error {
 
 func (d *Driver) namespace() string    { return d.cfg.Name }
 func (d *Driver) sandboxesDir() string { return filepath.Join(d.cfg.RunDir, "sandboxes") }
+
+// loansDir holds links to the blobs that are lent to sandboxes: they must be on the file system of containerd's content.
+func (d *Driver) loansDir() string { return filepath.Join(d.cfg.StateDir, "loans") }
 
 // tempMountsDir is where containerd's client mounts what it only looks into.
 func (d *Driver) tempMountsDir() string { return filepath.Join(d.cfg.RunDir, "tmp") }

@@ -38,18 +38,21 @@ type images struct {
 	mu       sync.Mutex
 	unpacked map[string]*image    // by namespace and manifest digest
 	used     map[string]*imageUse // by image.id
+	marked   map[string]bool      // layers that markOpaque is done with
 }
 
 // image is an unpacked image.
 type image struct {
-	id     string   // StoredImage.ID
-	layers []string // directories, topmost first, as overlay's lowerdir takes them
-	config ocispec.ImageConfig
-	digest digest.Digest // of the manifest that its name meant
+	id        string          // StoredImage.ID
+	namespace string          // containerd's
+	layers    []string        // directories, topmost first, as overlay's lowerdir takes them
+	diffs     []digest.Digest // of the layers, the lowest first
+	config    ocispec.ImageConfig
+	target    ocispec.Descriptor // what its name meant
 }
 
 func newImages(c *client.Client, cfg Config) *images {
-	return &images{client: c, cfg: cfg, unpacked: map[string]*image{}, used: map[string]*imageUse{}}
+	return &images{client: c, cfg: cfg, unpacked: map[string]*image{}, used: map[string]*imageUse{}, marked: map[string]bool{}}
 }
 
 // found is where an image is that somebody may have.
@@ -145,8 +148,11 @@ func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.digest = pulled.Target().Digest // the tag may have moved since
-	img := &image{id: f.namespace + "/" + chain, layers: layers, config: spec.Config, digest: f.digest}
+	img := &image{
+		id: f.namespace + "/" + chain, namespace: f.namespace,
+		layers: layers, diffs: spec.RootFS.DiffIDs, config: spec.Config, target: pulled.Target(),
+	}
+	f.digest = img.target.Digest // the tag may have moved since
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.unpacked[f.key()] = img

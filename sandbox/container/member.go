@@ -95,6 +95,7 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 		}
 	}
 	readonly := map[string]string{InitPath: filepath.Join(sb.d.cfg.EngineDir, "runnerd-init")}
+	maps.Copy(readonly, c.Programs)
 	if c.Name == mainMember {
 		maps.Copy(readonly, sb.spec.Programs)
 		if sb.base != nil {
@@ -104,6 +105,11 @@ func (sb *Sandbox) createMember(ctx context.Context, c sandbox.Companion, img *i
 	spec := specOf(m, sb.spec.ID, readonly, binds)
 	if c.Name == mainMember && sb.tools != nil {
 		sb.tools.describe(spec)
+	}
+	if c.Borrows != "" {
+		if err := sb.loans.describe(sb, c.Borrows, spec); err != nil {
+			return nil, err
+		}
 	}
 
 	if err := m.create(ctx, spec); err != nil {

@@ -29,6 +29,7 @@ type Sandbox struct {
 	disk   *disk
 	base   *base // nil if it has none
 	tools  *toolbox
+	loans  loans
 	cgroup cgroup
 	addr   netip.Addr
 	digest string // of the image of its own container
@@ -52,6 +53,7 @@ var (
 	_ sandbox.Imaged   = (*Sandbox)(nil)
 	_ sandbox.Named    = (*Sandbox)(nil)
 	_ sandbox.Reacher  = (*Sandbox)(nil)
+	_ sandbox.Lender   = (*Sandbox)(nil)
 )
 
 // Start starts a sandbox on this machine; on is not used, since there is only one.
@@ -108,7 +110,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	if err := prepare.Wait(); err != nil {
 		return nil, err
 	}
-	sb.digest = img.digest.String()
+	sb.digest = img.target.Digest.String()
 	if spec.Base != nil {
 		if err := sb.inherit(ctx); err != nil {
 			return nil, err
@@ -353,6 +355,7 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	if sb.tools != nil {
 		errs = append(errs, sb.tools.close())
 	}
+	errs = append(errs, sb.loans.close())
 	if sb.disk != nil {
 		errs = append(errs, sb.disk.close())
 	}

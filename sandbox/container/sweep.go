@@ -107,6 +107,7 @@ func (d *Driver) sweep(ctx context.Context) error {
 		}
 	}
 	return errors.Join(err,
+		os.RemoveAll(d.loansDir()),
 		os.RemoveAll(filepath.Join(d.cfg.StateDir, "disks", "scratch")),
 		os.MkdirAll(filepath.Join(d.cfg.StateDir, "disks", "scratch"), 0o700),
 		root.remove(ctx),

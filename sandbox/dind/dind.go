@@ -36,6 +36,8 @@ const (
 type Config struct {
 	// Image holds dockerd and what it needs.
 	Image string
+	// Lender is the path of runnerd-lend on the machine; empty if nothing is lent to engines.
+	Lender string
 	// MTU is that of the sandboxes' interfaces in bytes; the engine's own networks get the same, since a
 	// packet leaves a container through both.
 	MTU int
@@ -107,7 +109,8 @@ type engine struct {
 
 	mu     sync.Mutex
 	starts int
-	failed error // why the engine is not there
+	member sandbox.Member // nil while the engine does not run
+	failed error          // why the engine is not there
 }
 
 var errClosed = errors.New("the sandbox is closed")
@@ -156,10 +159,16 @@ func (e *engine) run(ctx context.Context) error {
 		volumes = map[string]string{}
 	}
 	volumes[dataVolume] = dataRoot
-	member, err := e.Add(ctx, sandbox.Companion{Name: engineName, Image: e.cfg.Image, Engine: true, Volumes: volumes})
+	companion := sandbox.Companion{Name: engineName, Image: e.cfg.Image, Engine: true, Volumes: volumes}
+	if e.cfg.Lender != "" {
+		companion.Programs, companion.Borrows = map[string]string{lenderPath: e.cfg.Lender}, loansPath
+	}
+	member, err := e.Add(ctx, companion)
 	if err != nil {
 		return fmt.Errorf("start Docker Engine: %w", err)
 	}
+	e.setMember(member)
+	defer e.setMember(nil)
 	log := sandbox.NewTail(4096)
 	exit, err := member.Exec(ctx, sandbox.Process{
 		Args:  sandbox.EngineArgs(e.command()...),
@@ -171,6 +180,12 @@ func (e *engine) run(ctx context.Context) error {
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	return errors.Join(err, member.Close(cleanup))
+}
+
+func (e *engine) setMember(m sandbox.Member) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.member = m
 }
 
 // mirrorScript tells dockerd about mirrors of other registries than Docker Hub, which it has no flag for: one
