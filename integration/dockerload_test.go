@@ -20,10 +20,14 @@ func TestDockerLoad(t *testing.T) {
 		registry=$(docker info -f '{{range .RegistryConfig.IndexConfigs}}{{println .Name}}{{end}}' | grep registry.runnerd)
 	`
 	for _, c := range []struct{ name, script, stdout string }{
-		{"unchanged", `printf 'FROM debian:bookworm-slim\nRUN head -c 30000000 /dev/urandom >/made\n' >Dockerfile
+		{"lent by the machine", `printf 'FROM debian:bookworm-slim\nRUN head -c 30000000 /dev/urandom >/made\n' >Dockerfile
 			a=$(rx); docker build -q -t it . >&2; b=$(rx); docker build -q -t it -t more . >&2; c=$(rx)
-			echo "$((b - a)) and $((c - b)) bytes" >&2; test $((b - a)) -gt 30000000; test $((c - b)) -lt 100000
+			echo "$((b - a)) and $((c - b)) bytes" >&2; test $((b - a)) -lt 100000; test $((c - b)) -lt 100000
 			docker run --rm more true; echo $(events load) $(events pull)`, "0 1"},
+		{"lent whiteouts", `printf 'FROM debian:bookworm-slim\nRUN mkdir /d && touch /d/gone /gone\nRUN rm -r /d /gone && mkdir /d && touch /d/there\n' >Dockerfile
+			a=$(rx); docker build -q -t it . >&2; test $(($(rx) - a)) -lt 100000; docker run --rm it sh -c 'echo /d/* /gone*'`, "/d/there /gone*"},
+		{"removed and lent again", `docker build -q -t it . >&2; docker image rm it >&2; docker system prune -af >&2; docker run --rm $(docker build -q .)`, "built"},
+		{"an image on another", `docker build -q -t it . >&2; printf 'FROM it\nRUN echo more >>/b\n' | docker build -q --builder default -t more - >&2; docker run --rm more | tail -1`, "more"},
 		{"by its id", `docker run --rm $(docker build -q .)`, "built"},
 		{"by its id, once more", `docker build -q . >&2; docker run --rm $(docker build -q .); test $(events pull) = 1`, "built"},
 		{"two tags", `docker build -t one -t other/two:x . && docker run --rm one >&2 && docker run --rm other/two:x
@@ -51,6 +55,38 @@ func TestDockerLoad(t *testing.T) {
 				t.Errorf("exit code %d, stdout %.500q, want %q\n%.4000s", code, stdout, c.stdout, stderr)
 			}
 		})
+	}
+}
+
+// TestLoansAreReadOnly has the root of an engine write to the layers that the machine lends it. The same steps make a
+// mount writable that did not come from the machine.
+func TestLoansAreReadOnly(t *testing.T) {
+	d := startDaemon(t, "")
+	const build = "mkdir -p /tmp/c && cd /tmp/c && printf 'FROM debian:bookworm-slim\nRUN echo built >/b\n' >Dockerfile && docker build -q -t it . >&2\n"
+	const attack = build + `docker run --rm --cap-add ALL --security-opt seccomp=unconfined -v /:/engine it bash -c '
+		try() {
+			touch $1/attacked && echo "wrote to $2"
+			mount -o remount,bind,rw $1 && echo "remounted $2"
+			mount --bind $1 /mnt && mount -o remount,bind,rw /mnt && echo "remounted a bind of $2"
+			touch $1/attacked /mnt/attacked && echo "wrote to $2 at last"
+			umount /mnt
+		}
+		mkdir /control && mount --bind /control /control && mount -o remount,bind,ro /control && try /control control
+		for loan in /engine/dev/.runnerd-loans /engine/dev/.runnerd-loans/blobs /engine/dev/.runnerd-loans/0/fs /engine/dev/.runnerd-loans/1/fs; do
+			grep -q " $loan " /proc/self/mountinfo && echo loan; try $loan loan
+		done
+		true
+	'`
+	stdout, stderr, code := d.script([]string{"--project", "a"}, attack)
+	if code != 0 || !strings.Contains(stdout, "remounted control") || !strings.Contains(stdout, "wrote to control at last") {
+		t.Fatalf("exit code %d: the attack fails where it should not:\n%s%s", code, stdout, stderr)
+	}
+	if strings.Count(stdout, "loan\n") < 4 || strings.Contains(stdout, " loan") || strings.Contains(stdout, " of loan") {
+		t.Errorf("the machine's layers:\n%s%s", stdout, stderr)
+	}
+	stdout, stderr, code = d.script([]string{"--project", "a"}, build+"docker run --rm it sh -c 'ls / /*'")
+	if code != 0 || strings.Contains(stdout, "attacked") {
+		t.Errorf("the next job: exit code %d: %s%s", code, stdout, stderr)
 	}
 }
 

@@ -5,13 +5,22 @@ package integration
 import (
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/crane"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // registryPort is where a daemon's registry listens for sandboxes.
@@ -80,6 +89,77 @@ ask PUT /v2/$NAME/manifests/1 "$manifest" "Content-Type: application/vnd.oci.ima
 			t.Errorf("%d: %v %s: exit code %d: %s%s, want %q", i, c.whose, c.name, code, stdout, stderr, c.want)
 		}
 	}
+}
+
+// TestForgedLayers pushes an image whose configuration names the layers of another's, which its author knows the
+// digests of and has not: a job that starts with it does not see them. In the other's own repository it would.
+func TestForgedLayers(t *testing.T) {
+	d := startDaemon(t, "")
+	at := "127.0.0.1:" + registryPort(t, "10.214.0.1")
+	base, err := remote.Image(reference(t, at+"/library/"+debian))
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(img v1.Image, file string) v1.Image {
+		t.Helper()
+		layer, err := crane.Layer(map[string][]byte{file: []byte("read me\n")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err = mutate.AppendLayers(img, layer); err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	secret := add(base, "secret")
+	config, err := secret.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := mutate.ConfigFile(add(base, "mine"), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(project, name string, img v1.Image) (string, int) {
+		t.Helper()
+		as := scope.Scope{Forge: scope.Local, Project: project, Trust: scope.Trusted}
+		if err := remote.Write(reference(t, at+"/"+name), img, remote.WithTransport(asking{as})); err != nil {
+			t.Fatal(err)
+		}
+		stdout, stderr, code := d.run("run", "--project", project, "--image", "registry.runnerd.internal/"+name, "--", "cat", "/secret")
+		return stdout + stderr, code
+	}
+	for _, c := range []struct {
+		project, name string
+		image         v1.Image
+		sees          bool
+	}{
+		{"a", "a/app:1", secret, true},
+		{"a", "a/app:forged", forged, true},
+		{"b", "b/app:1", forged, false},
+	} {
+		if out, code := run(c.project, c.name, c.image); (code == 0) != c.sees || strings.Contains(out, "read me") != c.sees {
+			t.Errorf("%s: exit code %d: %s", c.name, code, out)
+		}
+	}
+}
+
+// asking is the operator, who asks the registry as a scope would.
+type asking struct{ scope scope.Scope }
+
+func (a asking) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set(registry.As, registry.AsScope(a.scope))
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+func reference(t *testing.T, ref string) name.Reference {
+	t.Helper()
+	r, err := name.ParseReference(ref, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 // TestForgedAddress sends a packet with a neighbour's source address from a sandbox, as root of its network

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -61,7 +62,7 @@ func TestJobEngineLoads(t *testing.T) {
 				}
 			}))
 			defer s.Close()
-			e := &jobEngine{sandbox: dialerTo(s.Listener.Addr().String()), loads: make(chan struct{}, 1), naming: make(chan struct{}, 1)}
+			e := &jobEngine{sandbox: dialerTo(s.Listener.Addr().String()), loads: make(chan struct{}, 1), naming: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
 			err := e.Load(t.Context(), "r:1/load", image, x.names)
 			if x.err == "" && err != nil || x.err != "" && (err == nil || !strings.Contains(err.Error(), x.err)) {
 				t.Errorf("got %.200v, want %q", err, x.err)

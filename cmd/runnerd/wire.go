@@ -36,6 +36,7 @@ import (
 	"github.com/runnerd/runnerd/sandbox/container"
 	"github.com/runnerd/runnerd/sandbox/dind"
 	"github.com/runnerd/runnerd/sandbox/engine"
+	"github.com/runnerd/runnerd/scope"
 )
 
 // registryName is how sandboxes and builds name runnerd's registry. Its top-level domain is reserved for
@@ -235,6 +236,7 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	a.driver, err = container.New(ctx, container.Config{
 		Name: instanceName(c), StateDir: c.StateDir, RunDir: c.RunDir, EngineDir: a.engines.Dir(), Containerd: c.Containerd.Address,
 		Mirror: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), MirrorNames: a.registryNames(),
+		Public:    asking(scope.Scope{Forge: scope.Local, Trust: scope.Untrusted}), // of no project
 		Upstreams: upstreamURLs(c.Registry.Mirror), Insecure: c.Builder.Insecure, Subnet: c.Network.Subnet, MTU: c.Network.MTU,
 		Ports: []int{a.port}, DNS: dns, FirstUID: c.UIDRange.First, UIDRanges: c.UIDRange.Count,
 		Defaults: c.Limits.Default.Limits(), Log: a.log.With("component", "container"),

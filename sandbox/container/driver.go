@@ -26,7 +26,7 @@ import (
 // cleanupTimeout bounds the removal of one sandbox.
 const cleanupTimeout = 30 * time.Second
 
-// Config is what a Driver needs to know. All fields but Containerd, MirrorNames, Upstreams,
+// Config is what a Driver needs to know. All fields but Containerd, MirrorNames, Public, Upstreams,
 // Insecure, MTU, Ports and DNS are needed.
 type Config struct {
 	// Name tells drivers on one machine apart: of the cgroup below the root, of the nftables table.
@@ -43,6 +43,8 @@ type Config struct {
 	// hosts, with or without a port, by which the names of images mean it itself.
 	Mirror      string
 	MirrorNames []string
+	// Public are headers with which Mirror answers as it does one who may read what all may, and no more.
+	Public map[string]string
 	// Upstreams are where the registries answer that Mirror fetches images of, by the hosts in the names of images;
 	// Insecure are hosts of others that speak plain HTTP. Without Upstreams no other registry is asked for anything.
 	Upstreams map[string]string
@@ -227,6 +229,9 @@ func (d *Driver) Close(ctx context.Context) error {
 	all.Wait()
 	errs = append(errs, d.network.down(ctx))
 	if d.client != nil {
+		if d.images != nil {
+			d.images.removals.Wait()
+		}
 		if d.images != nil && ctx.Err() == nil {
 			if err := d.images.noteUses(d.context(ctx)); err != nil { // the images look unused then, no more
 				d.cfg.Log.Warn("how images were used is forgotten", "error", err)

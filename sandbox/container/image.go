@@ -33,7 +33,8 @@ type images struct {
 	pulls  singleflight.Group
 
 	// pulling is held shared by pulls, and alone by who removes images.
-	pulling sync.RWMutex
+	pulling  sync.RWMutex
+	removals sync.WaitGroup // that go on by themselves
 
 	mu       sync.Mutex
 	unpacked map[string]*image    // by namespace and manifest digest

@@ -44,6 +44,7 @@ type StoredImage struct {
 type imageUse struct {
 	holds int // sandboxes
 	uses  int64
+	lent  int64 // uses that were loans
 	last  time.Time
 	noted int64 // uses that the view's labels have
 }
@@ -307,6 +308,52 @@ func (i *images) removeFrom(ctx context.Context, found *survey, ids []string) (f
 		errs = append(errs, i.collect(ctx))
 	}
 	return freed, errors.Join(errs...)
+}
+
+// keptLoans is how many images of a namespace are kept that were lent to engines, and nothing else, until the disk is
+// short: the next build of a project most likely shares its layers with the last ones.
+const keptLoans = 4
+
+// lent notes that an image that is held was lent, and removes others that were, once there are twice as many as are
+// kept.
+func (i *images) lent(img *image) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.used[img.id].lent++
+	var idle []*image
+	for _, other := range i.unpacked {
+		if u := i.used[other.id]; other.namespace == img.namespace && u != nil && u.holds == 0 && u.lent == u.uses {
+			idle = append(idle, other)
+		}
+	}
+	if len(idle) < 2*keptLoans {
+		return
+	}
+	slices.SortFunc(idle, func(a, b *image) int { return i.used[b.id].last.Compare(i.used[a.id].last) })
+	var ids []string
+	for _, old := range idle[keptLoans:] {
+		ids = append(ids, old.id)
+	}
+	i.removals.Go(func() {
+		if err := i.removeLent(img.namespace, ids); err != nil {
+			i.cfg.Log.Warn("images that were lent to engines stay until the disk is short", "error", err)
+		}
+	})
+}
+
+// removeLent removes images of one namespace, unless images are being pulled.
+func (i *images) removeLent(namespace string, ids []string) error {
+	if !i.pulling.TryLock() {
+		return nil // the next loan tries again
+	}
+	defer i.pulling.Unlock()
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), namespace), cleanupTimeout)
+	defer cancel()
+	found, err := i.survey(ctx, namespace)
+	if err == nil {
+		_, err = i.removeFrom(ctx, found, ids)
+	}
+	return err
 }
 
 // forget makes the next use of an image pull it again, unless a sandbox uses it.

@@ -143,6 +143,7 @@ func (sb *Sandbox) Lend(ctx context.Context, ref string, how sandbox.Pull) (loan
 	if err != nil {
 		return loan, fmt.Errorf("lend %s to sandbox %s: %w", ref, sb.spec.ID, err)
 	}
+	sb.d.images.lent(img)
 	return loan, nil
 }
 

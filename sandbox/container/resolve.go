@@ -39,10 +39,10 @@ func (i *images) find(ctx context.Context, ref string, how sandbox.Pull) (found,
 	host := reference.Domain(named)
 	own := i.isOwn(host)
 	f := found{name: named.String(), namespace: i.cfg.Name, resolver: i.mirror(how)}
-	if own {
-		f.namespace += "-own"
-	}
 	err = f.resolve(ctx)
+	if err == nil && own {
+		f.namespace = i.ownNamespace(ctx, f, named)
+	}
 	if err == nil || !errdefs.IsNotFound(err) {
 		return f, err
 	}
@@ -50,8 +50,7 @@ func (i *images) find(ctx context.Context, ref string, how sandbox.Pull) (found,
 	if own || len(i.cfg.Upstreams) == 0 || mirrored && how.Password == "" {
 		return f, fmt.Errorf("%w: push it to the registry first, correct the name, or give the credentials that it needs", sandbox.ErrUnknownImage)
 	}
-	sum := sha256.Sum256([]byte(reference.TrimNamed(named).String()))
-	f.namespace = i.cfg.Name + "-" + hex.EncodeToString(sum[:8])
+	f.namespace = i.namespaceOf(named)
 	if f.resolver, err = i.direct(host, how); err != nil {
 		return f, err
 	}
@@ -67,6 +66,25 @@ func (i *images) find(ctx context.Context, ref string, how sandbox.Pull) (found,
 		}
 	}
 	return f, err
+}
+
+// namespaceOf is where the images of a repository are kept that not all may read.
+func (i *images) namespaceOf(repository reference.Named) string {
+	sum := sha256.Sum256([]byte(reference.TrimNamed(repository).String()))
+	return i.cfg.Name + "-" + hex.EncodeToString(sum[:8])
+}
+
+// ownNamespace is where an image of the machine's registry is kept: what all may read in one namespace, and what only
+// some may in its repository's. The registry asks for the blobs that an image names, but an image's configuration can
+// name layers that its author never had, and containerd takes those for unpacked that the namespace has.
+func (i *images) ownNamespace(ctx context.Context, f found, named reference.Named) string {
+	if len(i.cfg.Public) > 0 {
+		all := found{name: f.name, resolver: i.mirror(sandbox.Pull{Asking: i.cfg.Public})}
+		if err := all.resolve(ctx); err == nil && all.digest == f.digest {
+			return i.cfg.Name + "-own"
+		}
+	}
+	return i.namespaceOf(named)
 }
 
 // resolve sets the digest. What is refused wraps sandbox.ErrDenied.

@@ -26,7 +26,7 @@ func TestFind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, ref := range []string{"library/public:1", "private/app:1", "own/app:1"} {
+	for _, ref := range []string{"library/public:1", "private/app:1", "own/app:1", "all/app:1"} {
 		to, err := name.ParseReference(strings.TrimPrefix(store.URL, "http://") + "/" + ref)
 		if err != nil {
 			t.Fatal(err)
@@ -41,7 +41,8 @@ func TestFind(t *testing.T) {
 		switch ns := req.URL.Query().Get("ns"); {
 		case strings.HasPrefix(req.URL.Path, "/v2/private/"), ns == "unknown.example", ns == strings.TrimPrefix(store.URL, "http://"):
 			w.WriteHeader(http.StatusNotFound)
-		case strings.HasPrefix(req.URL.Path, "/v2/own/") && req.Header.Get("Who") != "a":
+		case strings.HasPrefix(req.URL.Path, "/v2/own/") && req.Header.Get("Who") != "a",
+			strings.HasPrefix(req.URL.Path, "/v2/all/") && req.Header.Get("Who") == "":
 			w.WriteHeader(http.StatusForbidden)
 		case down && req.Header.Get("Cache-Control") == "no-cache":
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -60,7 +61,7 @@ func TestFind(t *testing.T) {
 	}))
 	defer elsewhere.Close()
 	i := newImages(nil, Config{
-		Name: "runnerd", Mirror: strings.TrimPrefix(mirror.URL, "http://"), MirrorNames: []string{"registry.internal"},
+		Name: "runnerd", Mirror: strings.TrimPrefix(mirror.URL, "http://"), MirrorNames: []string{"registry.internal"}, Public: map[string]string{"Who": "anybody"},
 		Upstreams: map[string]string{"up.example": elsewhere.URL},
 	})
 	a := map[string]string{"Who": "a"}
@@ -74,7 +75,8 @@ func TestFind(t *testing.T) {
 		{"public:1", sandbox.Pull{Policy: sandbox.Never}, "runnerd", nil},
 		{"public:1", sandbox.Pull{Policy: sandbox.Always}, "runnerd", nil},
 		{"up.example/team/nothing:1", sandbox.Pull{}, "", sandbox.ErrUnknownImage},
-		{"registry.internal:5000/own/app:1", sandbox.Pull{Asking: a}, "runnerd-own", nil},
+		{"registry.internal:5000/own/app:1", sandbox.Pull{Asking: a}, "runnerd-", nil},
+		{"registry.internal:5000/all/app:1", sandbox.Pull{Asking: a}, "runnerd-own", nil},
 		{"registry.internal:5000/own/app:1", sandbox.Pull{}, "", sandbox.ErrDenied},
 		{"registry.internal:5000/own/nothing:1", sandbox.Pull{Asking: a}, "", sandbox.ErrUnknownImage},
 		{"up.example/private/app:1", sandbox.Pull{Username: "u", Password: "secret"}, "runnerd-", nil},
@@ -94,6 +96,10 @@ func TestFind(t *testing.T) {
 		if err == nil && f.namespace != c.kept && !private {
 			t.Errorf("%s: kept in %s", c.ref, f.namespace)
 		}
+	}
+	i.cfg.Public = nil
+	if f, err := i.find(t.Context(), "registry.internal:5000/all/app:1", sandbox.Pull{Asking: a}); err != nil || f.namespace == "runnerd-own" {
+		t.Errorf("kept in %s, though nobody knows who may read it: %v", f.namespace, err)
 	}
 	offline := newImages(nil, Config{Name: "runnerd", Mirror: strings.TrimPrefix(mirror.URL, "http://")})
 	if _, err := offline.find(t.Context(), "unknown.example/a:1", sandbox.Pull{Password: "x"}); !errors.Is(err, sandbox.ErrUnknownImage) {
