@@ -136,6 +136,7 @@ func (sb *Sandbox) Lend(ctx context.Context, ref string, how sandbox.Pull) (loan
 	if err != nil {
 		return loan, err
 	}
+	sb.d.images.lent(img)
 	blobs, err := sb.d.images.blobs(ctx, img)
 	if err == nil {
 		loan, err = sb.loans.lend(sb, img, blobs)
@@ -143,7 +144,6 @@ func (sb *Sandbox) Lend(ctx context.Context, ref string, how sandbox.Pull) (loan
 	if err != nil {
 		return loan, fmt.Errorf("lend %s to sandbox %s: %w", ref, sb.spec.ID, err)
 	}
-	sb.d.images.lent(img)
 	return loan, nil
 }
 
