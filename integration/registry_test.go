@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -140,6 +141,20 @@ func TestForgedLayers(t *testing.T) {
 	} {
 		if out, code := run(c.project, c.name, c.image); (code == 0) != c.sees || strings.Contains(out, "read me") != c.sees {
 			t.Errorf("%s: exit code %d: %s", c.name, code, out)
+		}
+	}
+	// The base, which all may read, is unpacked once for all of them.
+	copies, err := filepath.Glob(filepath.Join(d.state, "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/etc/debian_version"))
+	if err != nil || len(copies) < 2 {
+		t.Fatal(copies, err)
+	}
+	first, err := os.Stat(copies[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range copies[1:] {
+		if info, err := os.Stat(other); err != nil || !os.SameFile(first, info) {
+			t.Errorf("%s is a file of its own: %v", other, err)
 		}
 	}
 }

@@ -130,6 +130,9 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", socket, err)
 	}
 	d.images = newImages(d.client, cfg)
+	if err := d.images.share(ctx); err != nil {
+		return nil, err
+	}
 	if err := d.sweep(ctx); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -35,6 +36,7 @@ type images struct {
 	// pulling is held shared by pulls, and alone by who removes images.
 	pulling  sync.RWMutex
 	removals sync.WaitGroup // that go on by themselves
+	seeds    atomic.Int64   // how many snapshots were seeded
 
 	mu       sync.Mutex
 	unpacked map[string]*image    // by namespace and manifest digest
@@ -126,7 +128,13 @@ func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	i.pulling.RLock()
 	defer i.pulling.RUnlock()
 	ctx = namespaces.WithNamespace(ctx, f.namespace)
-	pulled, err := i.client.Pull(ctx, f.name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(f.resolver))
+	var pulled client.Image
+	var err error
+	if f.namespace == i.cfg.Name {
+		pulled, err = i.client.Pull(ctx, f.name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(f.resolver))
+	} else {
+		pulled, err = i.fetch(ctx, f)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pull: %w", err)
 	}

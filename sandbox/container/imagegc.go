@@ -137,6 +137,9 @@ func (i *images) survey(ctx context.Context, namespace string) (*survey, error) 
 			return nil // removed meanwhile
 		}
 		s.snapshots[info.Name], s.sizes[info.Name] = info, usage.Size
+		if info.Labels[labelSeeded] != "" {
+			s.sizes[info.Name] = 0
+		}
 		return err
 	}); err != nil {
 		return nil, err
