@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/crane"
@@ -130,6 +131,9 @@ func TestForgedLayers(t *testing.T) {
 		stdout, stderr, code := d.run("run", "--project", project, "--image", "registry.runnerd.internal/"+name, "--", "cat", "/secret")
 		return stdout + stderr, code
 	}
+	if _, stderr, code := d.run("run", "--image", debian, "--", "true"); code != 0 { // unpacks the base
+		t.Fatal(code, stderr)
+	}
 	for _, c := range []struct {
 		project, name string
 		image         v1.Image
@@ -143,19 +147,21 @@ func TestForgedLayers(t *testing.T) {
 			t.Errorf("%s: exit code %d: %s", c.name, code, out)
 		}
 	}
-	// The base, which all may read, is unpacked once for all of them.
-	copies, err := filepath.Glob(filepath.Join(d.state, "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/etc/debian_version"))
-	if err != nil || len(copies) < 2 {
-		t.Fatal(copies, err)
-	}
-	first, err := os.Stat(copies[0])
+	// The base, which all may read, is unpacked once.
+	bases, err := filepath.Glob(filepath.Join(d.state, "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/etc/debian_version"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, other := range copies[1:] {
-		if info, err := os.Stat(other); err != nil || !os.SameFile(first, info) {
-			t.Errorf("%s is a file of its own: %v", other, err)
+	links := uint64(0)
+	for _, base := range bases {
+		info, err := os.Stat(base)
+		if err != nil {
+			t.Fatal(err)
 		}
+		links = max(links, uint64(info.Sys().(*syscall.Stat_t).Nlink))
+	}
+	if links < 2 {
+		t.Errorf("%d files, none with several links", len(bases))
 	}
 }
 
