@@ -57,6 +57,11 @@ func handle(line []byte) Answer {
 	}
 	var a Answer
 	var err error
+	if r.Args.Dir != "" {
+		if err := os.MkdirAll(r.Args.Dir, 0o755); err != nil {
+			return Answer{Error: err.Error()}
+		}
+	}
 	if r.Probe != "" {
 		p, ok := Find(r.Probe)
 		if !ok {
@@ -67,7 +72,7 @@ func handle(line []byte) Answer {
 		a, err = errand(r)
 	}
 	if err != nil {
-		a.Error = err.Error()
+		a.Error, a.NotHere = err.Error(), errors.Is(err, ErrNotHere)
 	}
 	return a
 }

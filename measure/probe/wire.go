@@ -48,6 +48,8 @@ type Answer struct {
 	Text  string  `json:"text,omitempty"`
 	Facts *Facts  `json:"facts,omitempty"`
 	Error string  `json:"error,omitempty"`
+	// NotHere tells that the error is ErrNotHere.
+	NotHere bool `json:"not_here,omitempty"`
 }
 
 // maxLine bounds an answer: a place's facts are some kilobytes.
@@ -111,6 +113,9 @@ func (a *Agent) Ask(ctx context.Context, r Request) (Answer, error) {
 	var answer Answer
 	if err := json.Unmarshal(text, &answer); err != nil {
 		return Answer{}, fmt.Errorf("the probe's answer to %s%s: %w", r.Probe, r.Do, err)
+	}
+	if answer.NotHere {
+		return answer, fmt.Errorf("%s%s: %w", r.Probe, r.Do, ErrNotHere)
 	}
 	if answer.Error != "" {
 		return answer, fmt.Errorf("%s%s: %s", r.Probe, r.Do, answer.Error)
