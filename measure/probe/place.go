@@ -79,15 +79,15 @@ const (
 // FuseProgram is the program that FuseOverlay needs.
 const FuseProgram = "fuse-overlayfs"
 
-// Mount makes storage of a kind in dir, whose lower layer is dir/lower, and returns where it is. The mount namespace
+// MountStorage makes storage of a kind in dir, whose lower layer is dir/lower, and returns where it is. The mount namespace
 // must be the process's own: with it all mounts go.
 func MountStorage(kind, dir string) (string, error) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return "", fmt.Errorf("keep mounts to this process: %w", err)
+	}
 	if kind == Raw {
 		at := filepath.Join(dir, Raw)
 		return at, os.MkdirAll(at, 0o755)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return "", fmt.Errorf("keep mounts to this process: %w", err)
 	}
 	lower := filepath.Join(dir, "lower")
 	if kind == OverlayTwo {

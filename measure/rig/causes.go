@@ -20,16 +20,29 @@ type (
 	probes []probe.Class
 	// adder adds a place to a series, and what is to be closed with it, if anything.
 	adder func(place, *local)
-	// maker makes a series' places. closing ends what it was made of.
-	maker func(ctx context.Context) (_ measure.Series, closing func(context.Context) error, err error)
 )
 
-// Causes are the series that tell causes apart, by name. Each is made when it is measured, and closed after.
-func (r *Rig) Causes() map[string]maker {
-	return map[string]maker{
-		measure.CauseNamespaces: r.Namespaces, measure.CauseQuota: r.Quota, measure.CauseContended: r.Contended,
-		measure.CauseStorage: r.Storage, measure.CauseNetwork: r.Network, measure.CauseDaemons: r.Daemons, measure.CauseSeccomp: r.Seccomp,
+// Make makes a series, by name. closing ends what was made for it alone.
+func (r *Rig) Make(ctx context.Context, name string) (_ measure.Series, closing func(context.Context) error, err error) {
+	switch name {
+	case measure.CauseDepth:
+		return r.depth(), func(context.Context) error { return nil }, nil
+	case measure.CauseNamespaces:
+		return r.namespaces(ctx)
+	case measure.CauseQuota:
+		return r.quota(ctx)
+	case measure.CauseContended:
+		return r.contended(ctx)
+	case measure.CauseStorage:
+		return r.storage(ctx)
+	case measure.CauseNetwork:
+		return r.network(ctx)
+	case measure.CauseDaemons:
+		return r.daemons(ctx)
+	case measure.CauseSeccomp:
+		return r.seccomp(ctx)
 	}
+	return measure.Series{}, nil, fmt.Errorf("unknown series %q", name)
 }
 
 // build makes a series of what make adds. On failure nothing of it is left.
@@ -56,8 +69,8 @@ func (r *Rig) onDisk(name string) probe.Args {
 	return args
 }
 
-// Namespaces is the series about namespaces alone.
-func (r *Rig) Namespaces(ctx context.Context) (measure.Series, func(context.Context) error, error) {
+// namespaces is the series about namespaces alone.
+func (r *Rig) namespaces(ctx context.Context) (measure.Series, func(context.Context) error, error) {
 	return r.build(ctx, measure.CauseNamespaces, "user, mount, pid, UTS, IPC and cgroup namespaces, and nothing else", probes{probe.CPU, probe.Kernel, probe.Files}, func(add adder) error {
 		add(r.hostAs("machine"), nil)
 		for level := 1; level <= r.cfg.Depth; level++ {
@@ -74,8 +87,8 @@ func (r *Rig) Namespaces(ctx context.Context) (measure.Series, func(context.Cont
 	})
 }
 
-// Seccomp is the series about filters: each system call runs through all of them.
-func (r *Rig) Seccomp(ctx context.Context) (measure.Series, func(context.Context) error, error) {
+// seccomp is the series about filters: each system call runs through all of them.
+func (r *Rig) seccomp(ctx context.Context) (measure.Series, func(context.Context) error, error) {
 	return r.build(ctx, measure.CauseSeccomp, "seccomp filters, each Docker's profile, and nothing else", probes{probe.Kernel, probe.Files}, func(add adder) error {
 		for level := 0; level <= r.cfg.Depth; level++ {
 			name := fmt.Sprintf("seccomp-%d", level)
@@ -89,16 +102,16 @@ func (r *Rig) Seccomp(ctx context.Context) (measure.Series, func(context.Context
 	})
 }
 
-// Quota is the series about cgroups with a quota that nothing comes near.
-func (r *Rig) Quota(ctx context.Context) (measure.Series, func(context.Context) error, error) {
+// quota is the series about cgroups with a quota that nothing comes near.
+func (r *Rig) quota(ctx context.Context) (measure.Series, func(context.Context) error, error) {
 	return r.groups(ctx, measure.CauseQuota, "cgroups with a quota each, one in the other, on an idle machine", probes{probe.CPU, probe.Kernel}, false)
 }
 
 // hogs is how many processes per processor want it, where processors are contended.
 const hogs = 2
 
-// Contended is the same while others want all processors.
-func (r *Rig) Contended(ctx context.Context) (measure.Series, func(context.Context) error, error) {
+// contended is the same while others want all processors.
+func (r *Rig) contended(ctx context.Context) (measure.Series, func(context.Context) error, error) {
 	return r.groups(ctx, measure.CauseContended, "the same beside a cgroup of the same weight that keeps all processors busy", probes{probe.Contended}, true)
 }
 
@@ -178,8 +191,8 @@ func (r *Rig) startHogs(l sandbox.Limits, name string) (stop func(context.Contex
 	}, err
 }
 
-// Storage is the series about file systems: the same directory of the same disk, raw and under overlays.
-func (r *Rig) Storage(ctx context.Context) (measure.Series, func(context.Context) error, error) {
+// storage is the series about file systems: the same directory of the same disk, raw and under overlays.
+func (r *Rig) storage(ctx context.Context) (measure.Series, func(context.Context) error, error) {
 	kinds := []string{probe.Raw, probe.Overlay, probe.OverlayTwo}
 	if r.cfg.Fuse {
 		kinds = append(kinds, probe.FuseOverlay)
@@ -215,9 +228,9 @@ func (r *Rig) Storage(ctx context.Context) (measure.Series, func(context.Context
 	})
 }
 
-// Daemons is the series about engines that do nothing: the sandbox's own container while they are frozen, and while they
+// daemons is the series about engines that do nothing: the sandbox's own container while they are frozen, and while they
 // are not.
-func (r *Rig) Daemons(ctx context.Context) (measure.Series, func(context.Context) error, error) {
+func (r *Rig) daemons(ctx context.Context) (measure.Series, func(context.Context) error, error) {
 	s, closing, err := r.build(ctx, measure.CauseDaemons, "the sandbox's own container, its idle engines frozen and not", probes{probe.CPU, probe.Kernel}, func(add adder) error {
 		if len(r.chain) < 3 {
 			return errors.New("there is no engine: measure to depth 2 at the least")

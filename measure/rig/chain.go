@@ -33,8 +33,8 @@ func (r *Rig) openChain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	drivers := map[sandbox.Kind]sandbox.Driver{sandbox.Container: r.cfg.Driver, sandbox.DinD: r.cfg.DinD}
-	sb, err := sandbox.Open(ctx, nil, nesting, sandbox.Spec{ID: sandboxID, Image: r.cfg.Image, Volumes: map[string]string{volume: shared}, Limits: roomy}, drivers, policy)
+	r.cfg.Owner(sandboxID)
+	sb, err := sandbox.Open(ctx, nil, nesting, sandbox.Spec{ID: sandboxID, Image: r.cfg.Image, Volumes: map[string]string{volume: shared}, Limits: roomy}, r.cfg.Drivers, policy)
 	if err != nil {
 		return err
 	}
@@ -198,8 +198,8 @@ func (r *Rig) startSandbox(ctx context.Context) (_ time.Duration, err error) {
 	return time.Since(began), err
 }
 
-// Depth is the series about whole levels: sandbox, engine, engine in a container, and so on.
-func (r *Rig) Depth() measure.Series {
+// depth is the series about whole levels: sandbox, engine, engine in a container, and so on.
+func (r *Rig) depth() measure.Series {
 	probes := r.probes(probe.CPU, probe.Kernel, probe.Files, probe.Disk, probe.Network, probe.Work)
 	return measure.Series{
 		Name: measure.CauseDepth, Title: "whole levels: a sandbox, and in it engines in containers of engines",

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/runnerd/runnerd/measure"
@@ -89,7 +88,7 @@ func check(f measure.PlaceFacts) error {
 
 // Limits finds what the kernel allows, by trying.
 func (r *Rig) Limits(ctx context.Context) (limits probe.Limits, err error) {
-	l, err := r.startLocal(ctx, "limits", unix.CLONE_NEWNS, "serve", "-storage", probe.Overlay, "-dir", filepath.Join(r.disk, "limits"))
+	l, err := r.startLocal(ctx, "limits", unix.CLONE_NEWNS, "serve", "-storage", probe.Raw, "-dir", filepath.Join(r.disk, "limits"))
 	if err != nil {
 		return limits, err
 	}
@@ -101,13 +100,4 @@ func (r *Rig) Limits(ctx context.Context) (limits probe.Limits, err error) {
 		err = closing
 	}
 	return limits, err
-}
-
-// Mounts are the file systems of the places, each once.
-func Mounts(facts []measure.PlaceFacts) (fs []string) {
-	for _, f := range facts {
-		fs = append(fs, f.Dir.FS)
-	}
-	slices.Sort(fs)
-	return slices.Compact(fs)
 }

@@ -105,9 +105,9 @@ func handleOf(l *local) (*netlink.Handle, error) {
 	return netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 }
 
-// Network is the series about networks alone: namespaces, a veth pair and a translation of addresses a level, and
+// network is the series about networks alone: namespaces, a veth pair and a translation of addresses a level, and
 // nothing else.
-func (r *Rig) Network(ctx context.Context) (_ measure.Series, closing func(context.Context) error, err error) {
+func (r *Rig) network(ctx context.Context) (_ measure.Series, closing func(context.Context) error, err error) {
 	return r.build(ctx, measure.CauseNetwork, "network namespaces, one behind the other", probes{probe.Network}, func(add adder) error {
 		add(r.hostAs("machine"), nil)
 		var outer *local

@@ -23,7 +23,10 @@ type Config struct {
 	// Name is that of the driver, of whose sandboxes there are no others.
 	Name   string
 	Driver *container.Driver
-	DinD   *dind.Driver
+	// Drivers are those of sandboxes, Driver among them.
+	Drivers map[sandbox.Kind]sandbox.Driver
+	// Owner is told that a sandbox is about to be opened, by its id: its engines ask the machine's registry for images.
+	Owner func(id string)
 	// Engine is how nested engines are configured, as the first one is.
 	Engine dind.Config
 	// Probe is the program runnerd-probe on the machine.
@@ -125,7 +128,7 @@ func (r *Rig) Facts() []measure.PlaceFacts { return r.facts }
 // measured is a place as package measure knows it.
 func (r *Rig) measured(p place) measure.Place {
 	return measure.Place{Name: p.name, Depth: p.depth, Run: func(ctx context.Context, name string) (float64, error) {
-		if name == containerStart {
+		if name == ContainerStart {
 			if p.start == nil {
 				return 0, measure.ErrNotHere
 			}
@@ -147,11 +150,11 @@ func (r *Rig) measuredAll(places []place) (all []measure.Place) {
 	return all
 }
 
-// containerStart is the one probe that no agent runs: the engine is timed from outside, over a connection that is there.
-const containerStart = "container-start"
+// ContainerStart is the one probe that no agent runs: the engine is timed from outside, over a connection that is there.
+const ContainerStart = "container-start"
 
-// StartProbe is how containerStart is read.
-var startProbe = measure.Probe{Name: containerStart, Class: "start", Unit: "op", Crowds: true}
+// startProbe is how ContainerStart is read.
+var startProbe = measure.Probe{Name: ContainerStart, Class: "start", Unit: "op", Crowds: true}
 
 // probes are those of some classes that are asked for.
 func (r *Rig) probes(classes ...probe.Class) (all []measure.Probe) {

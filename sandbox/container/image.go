@@ -122,7 +122,8 @@ func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	i.pulling.RLock()
 	defer i.pulling.RUnlock()
 	ctx = namespaces.WithNamespace(ctx, f.namespace)
-	pulled, err := i.client.Pull(ctx, f.name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(f.resolver))
+	pulled, err := i.client.Pull(ctx, f.name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(f.resolver),
+		client.WithImageHandlerWrapper(fewLayers))
 	if err != nil {
 		return nil, fmt.Errorf("pull: %w", err)
 	}
