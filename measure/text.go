@@ -48,7 +48,7 @@ func (o Outcome) table() Table {
 			if c.Pairs == 0 && c.Dropped == 0 {
 				continue
 			}
-			row := []string{r.Name, c.Place, Amount(r.Unit, c.Nanoseconds)}
+			row := []string{r.Name, c.Place}
 			pairs := fmt.Sprint(c.Pairs)
 			if c.Dropped > 0 {
 				pairs += fmt.Sprintf(" (%d dropped)", c.Dropped)
@@ -56,11 +56,11 @@ func (o Outcome) table() Table {
 			noise := fmt.Sprintf("%.3f to %.3f", c.Noise.Low, c.Noise.High)
 			switch {
 			case c.Pairs == 0:
-				row = append(row, "-", "-", "-", "-", "-", "all pairs dropped", pairs)
+				row = append(row, "-", "-", "-", "-", "-", "-", "all pairs dropped", pairs)
 			case first:
-				row = append(row, "1", "", noise, "", "", r.trendText(), pairs)
+				row = append(row, Amount(r.Unit, c.Nanoseconds), "1", "", noise, "", "", r.trendText(), pairs)
 			default:
-				row = append(row, fmt.Sprintf("%.3f", c.Ratio), fmt.Sprintf("%.3f to %.3f", c.Interval.Low, c.Interval.High), noise,
+				row = append(row, Amount(r.Unit, c.Nanoseconds), fmt.Sprintf("%.3f", c.Ratio), fmt.Sprintf("%.3f to %.3f", c.Interval.Low, c.Interval.High), noise,
 					fmt.Sprintf("%.3f", c.Minimum), fmt.Sprintf("%.3f", c.P), c.verdict(), pairs)
 			}
 			first = false

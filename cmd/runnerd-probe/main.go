@@ -29,7 +29,7 @@ func run(args []string) error {
 		return probe.Echo()
 	case "hog":
 		probe.Hog()
-	case "nest", "deeper":
+	case "nest", "nested", "deeper":
 		if len(args) < 2 {
 			return fmt.Errorf("%s needs a number", args[0])
 		}
@@ -37,8 +37,11 @@ func run(args []string) error {
 		if err != nil {
 			return err
 		}
-		if args[0] == "deeper" {
+		switch args[0] {
+		case "deeper":
 			return probe.Deeper(n)
+		case "nested":
+			return probe.Nested(n, args[2:])
 		}
 		return probe.Nest(n, args[2:])
 	case "serve":

@@ -16,19 +16,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nest starts a process in so many sets of namespaces, one in the other (user, mount, pid, UTS, IPC and cgroup), and
-// waits for its end. Its arguments are those of this program.
+// Nest becomes this program with other arguments, in so many sets of namespaces, one in the other: user, mount, pid, UTS,
+// IPC and cgroup.
 func Nest(levels int, args []string) error {
-	if levels > 0 {
-		args = append([]string{"nest", fmt.Sprint(levels - 1)}, args...)
+	if levels == 0 {
+		return unix.Exec("/proc/self/exe", append([]string{"runnerd-probe"}, args...), os.Environ())
 	}
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if levels > 0 {
-		cmd.SysProcAttr = nestedProcess(unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP)
-	}
+	cmd := exec.Command("/proc/self/exe", append([]string{"nested", fmt.Sprint(levels - 1)}, args...)...)
+	cmd.SysProcAttr = nestedProcess(unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	return cmd.Run()
+}
+
+// Nested is how a level of Nest begins.
+func Nested(levels int, args []string) error {
+	if err := ownProc(); err != nil {
+		return err
+	}
+	return Nest(levels, args)
+}
+
+// nestedProcess starts a process in new user, pid and mount namespaces, and others, as root of its user namespace. It
+// ends with this one.
+func nestedProcess(others uintptr) *syscall.SysProcAttr {
+	own := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+	return &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | others,
+		UidMappings: own, GidMappings: own, Pdeathsig: syscall.SIGKILL,
+	}
+}
+
+// ownProc mounts the /proc of the process's own pid namespace: what starts the next level is told its process's id there.
+func ownProc() error {
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return nil
 }
 
 // Filter puts the process, all of its threads, behind so many seccomp filters, each Docker's default profile.

@@ -79,9 +79,14 @@ func (r *Rig) namespaces(ctx context.Context) (measure.Series, func(context.Cont
 			if err != nil {
 				return err
 			}
-			args := r.onDisk(name)
-			args.Lower = ""
-			add(place{name: fmt.Sprintf("%d sets", level), depth: level, agent: l.Agent, args: args}, l)
+			add(place{name: fmt.Sprintf("%d sets", level), depth: level, agent: l.Agent, args: r.onDisk(name)}, l)
+			pid, err := l.PID()
+			if err != nil {
+				return err
+			}
+			if ids, err := pidsOf(pid); err != nil || len(ids) != level+1 {
+				return fmt.Errorf("%s is in %d pid namespaces, not in %d: %w", name, len(ids), level+1, err)
+			}
 		}
 		return nil
 	})
