@@ -38,7 +38,8 @@ type Comparison struct {
 	ExtraInterval Interval `json:"extra_interval_ns"`
 	// Noise is the interval of the place's ratio to itself: what is within it is not told from nothing.
 	Noise Interval `json:"noise"`
-	// Minimum is the least ratio above 1 that this many pairs, spread as they are, would have told from noise.
+	// Minimum is the least ratio above 1 that this many pairs, spread as they are, would have told from noise; 0: there
+	// are too few to say.
 	Minimum float64 `json:"minimum_detectable"`
 	P       float64 `json:"p"` // of the signed-rank test, adjusted by Holm over all probes and places of the series
 	// Detected tells that the ratio is none that noise makes.
@@ -46,6 +47,13 @@ type Comparison struct {
 	Pairs    int  `json:"pairs"`
 	Dropped  int  `json:"dropped"` // pairs, for pressure on the processors
 }
+
+// minPairs is from how many pairs on there is a 95 % interval of a median at all: that all of so few lie on one side of it
+// has a probability of 2/2^n.
+const minPairs = 6
+
+// Enough tells that there are as many pairs as it takes to say anything.
+func (c Comparison) Enough() bool { return c.Pairs >= minPairs }
 
 // analyse compares places with the first one.
 func analyse(s Series, tables []table) Outcome {
@@ -166,6 +174,10 @@ func (o *Outcome) adjust() {
 	for i, adjusted := range Holm(p) {
 		c := tests[i]
 		c.P = adjusted
+		if !c.Enough() {
+			c.Minimum = 0
+			continue
+		}
 		c.Minimum = math.Exp(MinimumEffect(c.Minimum, c.Pairs, len(tests)))
 		inside := c.Ratio >= c.Noise.Low && c.Ratio <= c.Noise.High
 		c.Detected = adjusted < Alpha && !inside

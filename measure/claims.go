@@ -19,6 +19,7 @@ const (
 	more        = "more than claimed"
 	consistent  = "not refuted: the interval has it"
 	unmeasured  = "not measured"
+	tooFew      = "too few pairs"
 	notDetected = "not detected"
 )
 
@@ -101,7 +102,10 @@ func share(what string, claimed float64, o Outcome, probe string, depth int) Ver
 	}
 	v.Found = fmt.Sprintf("%s [%s, %s], %s", percent(c.Ratio-1), percent(c.Interval.Low-1), percent(c.Interval.High-1), probe)
 	v.Verdict = judge(c.Interval.Low-1, c.Interval.High-1, claimed)
-	if !c.Detected {
+	switch {
+	case !c.Enough():
+		v.Verdict = tooFew
+	case !c.Detected:
 		v.Verdict = fmt.Sprintf("%s (least: %s); %s", notDetected, percent(c.Minimum-1), v.Verdict)
 	}
 	return v
@@ -151,7 +155,10 @@ func networkClaim(c claim, o Outcome) Verdict {
 	const ms = 1e6
 	v.Found = fmt.Sprintf("%+.4f ms [%+.4f, %+.4f], TCP round trip", found.Extra/ms, found.ExtraInterval.Low/ms, found.ExtraInterval.High/ms)
 	v.Verdict = judge(found.ExtraInterval.Low/ms, found.ExtraInterval.High/ms, c.network)
-	if !found.Detected {
+	switch {
+	case !found.Enough():
+		v.Verdict = tooFew
+	case !found.Detected:
 		v.Verdict = notDetected + "; " + v.Verdict
 	}
 	return v

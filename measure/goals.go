@@ -20,7 +20,7 @@ func (r *Report) judgeGoals(o Outcome) {
 			v := Verdict{What: fmt.Sprintf("%s, depth %d", probe, depth), Claimed: "≤ " + percent(goalProcessor-1)}
 			if c, ok := o.At(probe, depth); ok {
 				v.Found = fmt.Sprintf("%s [%s, %s]", percent(c.Ratio-1), percent(c.Interval.Low-1), percent(c.Interval.High-1))
-				v.Verdict = met(c.Interval.High <= goalProcessor)
+				v.Verdict = c.met(c.Interval.High <= goalProcessor)
 			}
 			r.goal(v)
 		}
@@ -32,7 +32,7 @@ func (r *Report) judgeGoals(o Outcome) {
 		if ok1 && ok2 {
 			// Both are ratios to the machine; the interval of their ratio is at most as wide as both together.
 			v.Found = fmt.Sprintf("%.2f [%.2f, %.2f]", two.Ratio/one.Ratio, two.Interval.Low/one.Interval.High, two.Interval.High/one.Interval.Low)
-			v.Verdict = met(two.Interval.High/one.Interval.Low <= goalFiles)
+			v.Verdict = two.met(two.Interval.High/one.Interval.Low <= goalFiles)
 		}
 		r.goal(v)
 	}
@@ -40,7 +40,7 @@ func (r *Report) judgeGoals(o Outcome) {
 		v := Verdict{What: fmt.Sprintf("TCP round trip, depth %d", depth), Claimed: fmt.Sprintf("≤ +%d µs", depth*goalRoundTrip/1000)}
 		if c, ok := o.At("tcp-rtt", depth); ok {
 			v.Found = fmt.Sprintf("%+.1f µs [%+.1f, %+.1f]", c.Extra/1000, c.ExtraInterval.Low/1000, c.ExtraInterval.High/1000)
-			v.Verdict = met(c.ExtraInterval.High <= float64(depth*goalRoundTrip))
+			v.Verdict = c.met(c.ExtraInterval.High <= float64(depth*goalRoundTrip))
 		}
 		r.goal(v)
 	}
@@ -48,7 +48,7 @@ func (r *Report) judgeGoals(o Outcome) {
 		v := Verdict{What: fmt.Sprintf("throughput, depth %d / rootful veth", depth), Claimed: fmt.Sprintf("≥ %g", goalThroughput)}
 		if c, ok := o.At("stream", depth); ok {
 			v.Found = fmt.Sprintf("%.2f [%.2f, %.2f], %.1f Gbit/s", 1/c.Ratio, 1/c.Interval.High, 1/c.Interval.Low, gigabits(c.Nanoseconds))
-			v.Verdict = met(1/c.Interval.High >= goalThroughput)
+			v.Verdict = c.met(1/c.Interval.High >= goalThroughput)
 		}
 		r.goal(v)
 	}
@@ -76,6 +76,14 @@ func (r *Report) goal(v Verdict) {
 		v.Verdict = unmeasured
 	}
 	r.Goals = append(r.Goals, v)
+}
+
+// met is the verdict on a goal that is about a comparison.
+func (c Comparison) met(is bool) string {
+	if !c.Enough() {
+		return tooFew
+	}
+	return met(is)
 }
 
 func met(is bool) string {

@@ -61,7 +61,7 @@ func (o Outcome) table() Table {
 				row = append(row, Amount(r.Unit, c.Nanoseconds), "1", "", noise, "", "", r.trendText(), pairs)
 			default:
 				row = append(row, Amount(r.Unit, c.Nanoseconds), fmt.Sprintf("%.3f", c.Ratio), fmt.Sprintf("%.3f to %.3f", c.Interval.Low, c.Interval.High), noise,
-					fmt.Sprintf("%.3f", c.Minimum), fmt.Sprintf("%.3f", c.P), c.verdict(), pairs)
+					c.minimumText(), fmt.Sprintf("%.3f", c.P), c.verdict(), pairs)
 			}
 			first = false
 			t.Rows = append(t.Rows, row)
@@ -79,12 +79,21 @@ func (r Result) trendText() string {
 
 func (c Comparison) verdict() string {
 	switch {
+	case !c.Enough():
+		return tooFew
 	case !c.Detected:
 		return notDetected
 	case c.Ratio > 1:
 		return "slower"
 	}
 	return "faster"
+}
+
+func (c Comparison) minimumText() string {
+	if c.Minimum == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.3f", c.Minimum)
 }
 
 func (r *Report) kindTable() Table {

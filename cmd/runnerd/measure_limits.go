@@ -1,8 +1,6 @@
 package main
 
 import (
-	"slices"
-
 	"github.com/runnerd/runnerd/measure"
 	"github.com/runnerd/runnerd/measure/probe"
 	"github.com/runnerd/runnerd/sandbox"
@@ -11,13 +9,11 @@ import (
 
 // kernelLimits puts what the kernel allows beside what runnerd says before it comes to that.
 func kernelLimits(l probe.Limits) []measure.Limit {
-	deep := slices.Repeat(sandbox.Nesting{sandbox.Container}, l.Namespaces+1)
-	_, tooDeep := sandbox.ParseNesting(deep.String())
 	return []measure.Limit{
 		{Name: "overlays on one another", Found: l.Overlays, Kernel: l.OverlayError, Says: container.ErrOverlays.Error()},
 		{Name: "upper layers on an overlay", Found: upperLayers(l), Kernel: l.UpperError, Says: container.ErrOverlays.Error()},
 		{Name: "layers of an image", Found: l.Layers, Kernel: l.LayerError, Says: container.TooManyLayers(container.MaxLayers + 1).Error()},
-		{Name: "user namespaces in one another", Found: l.Namespaces, Kernel: l.NamespaceError, Says: says(tooDeep)},
+		{Name: "user namespaces in one another", Found: l.Namespaces, Kernel: l.NamespaceError, Says: tooDeep()},
 	}
 }
 
@@ -28,9 +24,11 @@ func upperLayers(l probe.Limits) int {
 	return 1
 }
 
-func says(err error) string {
-	if err == nil {
-		return "nothing"
+// tooDeep is what is said of the first nesting that is too deep to be read: each container is a user namespace at the most.
+func tooDeep() string {
+	for n := (sandbox.Nesting{sandbox.Container}); ; n = sandbox.Embed(sandbox.Container, n) {
+		if _, err := sandbox.ParseNesting(n.String()); err != nil {
+			return err.Error()
+		}
 	}
-	return err.Error()
 }

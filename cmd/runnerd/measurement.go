@@ -71,8 +71,8 @@ func (m *measurement) run(ctx context.Context) (_ *measure.Report, err error) {
 	defer func() {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*stopTimeout)
 		defer cancel()
-		// A lock that is held is no reason to keep a directory that is nobody else's.
 		err = errors.Join(err, a.close(cleanup), os.RemoveAll(own.StateDir), os.RemoveAll(own.RunDir))
+		_ = os.Remove(m.config.RunDir) // unless a daemon's is in it
 	}()
 	m.progress.say("reading the images")
 	for _, start := range []func(context.Context) error{a.startRegistry, a.startDrivers, a.startBuilders} {
