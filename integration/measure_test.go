@@ -26,6 +26,9 @@ func newMeasurement(t *testing.T) (d *daemon, state string) {
 		t.Fatal(err)
 	}
 	state, err = os.MkdirTemp("/var/tmp", "runnerd-measure-") // not on a tmpfs or an overlay
+	if err == nil {
+		err = os.Chmod(state, 0o711)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
