@@ -57,7 +57,7 @@ func (c Comparison) Enough() bool { return c.Pairs >= minPairs }
 
 // analyse compares places with the first one.
 func analyse(s Series, tables []table) Outcome {
-	o := Outcome{Name: s.Name, Title: s.Title, Places: []string{}, Depths: []int{}}
+	o := Outcome{Name: s.Name, Title: s.Title, Places: []string{}, Depths: []int{}, Probes: []Result{}}
 	for _, p := range s.Places {
 		o.Places, o.Depths = append(o.Places, p.Name), append(o.Depths, p.Depth)
 	}
@@ -65,10 +65,26 @@ func analyse(s Series, tables []table) Outcome {
 		o.Blocks = len(tables[0])
 	}
 	for i, probe := range s.Probes {
-		o.Probes = append(o.Probes, compare(s, probe, tables[i]))
+		if places(tables[i]) > 1 {
+			o.Probes = append(o.Probes, compare(s, probe, tables[i]))
+		}
 	}
 	o.adjust()
 	return o
+}
+
+// places is at how many places a probe had something to measure: at one there is nothing to compare.
+func places(samples table) (n int) {
+	for _, block := range samples {
+		had := 0
+		for _, both := range block {
+			if both[0].measured {
+				had++
+			}
+		}
+		n = max(n, had)
+	}
+	return n
 }
 
 // compare makes one probe's comparisons. Their p-values, and what follows from them, are not adjusted yet.

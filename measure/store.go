@@ -44,7 +44,8 @@ func (s Store) Keep(r *Report) (files []string, err error) {
 		ext   string
 		write func(io.Writer) error
 	}{
-		{".md", r.WriteMarkdown}, {".svg", r.WriteSVG},
+		{".md", r.WriteMarkdown},
+		{".svg", r.WriteSVG},
 		{".json", func(w io.Writer) error { // the last: what has it is complete
 			e := json.NewEncoder(w)
 			e.SetIndent("", " ")

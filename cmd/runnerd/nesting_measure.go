@@ -88,7 +88,6 @@ func (a *app) nestingMeasureCommand() *cobra.Command {
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
 	flags.BoolVar(&f.markdown, "markdown", false, "print Markdown")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
-	cmd.MarkFlagsMutuallyExclusive("json", "markdown")
 	for name, values := range map[string][]string{"series": measure.Causes(), "probes": probeNames(), "kinds": measuredKinds()} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
@@ -108,6 +107,9 @@ func probeNames() []string { return append(probe.Names(), rig.ContainerStart) }
 // check refuses what cannot be measured, before anything starts.
 func (f *measureFlags) check() error {
 	var errs []error
+	if f.asJSON && f.markdown {
+		errs = append(errs, errors.New("give one of --json and --markdown"))
+	}
 	if f.depth < 1 || f.depth > rig.MaxDepth {
 		errs = append(errs, fmt.Errorf("--depth %d: 1 to %d can be measured", f.depth, rig.MaxDepth))
 	}

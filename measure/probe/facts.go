@@ -3,6 +3,7 @@ package probe
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"net"
 	"os"
 	"strconv"
@@ -28,6 +29,8 @@ type Facts struct {
 	Cgroups    []string       `json:"cgroups"`    // as /proc/self/cgroup has them
 	Files      uint64         `json:"rlimit_nofile"`
 	Namespaces []string       `json:"namespaces"`
+	// Program is the device and the inode of the probe's own program.
+	Program string `json:"program"`
 }
 
 // Mount is one line of mountinfo (proc(5)).
@@ -63,6 +66,10 @@ func facts(dir string) *Facts {
 	}
 	cgroups, _ := os.ReadFile("/proc/self/cgroup")
 	f.Cgroups = strings.Split(strings.TrimSpace(string(cgroups)), "\n")
+	var program unix.Stat_t
+	if unix.Stat("/proc/self/exe", &program) == nil {
+		f.Program = fmt.Sprintf("%d:%d", program.Dev, program.Ino)
+	}
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
 		f.Files = limit.Cur

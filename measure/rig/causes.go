@@ -146,7 +146,10 @@ func (r *Rig) groups(ctx context.Context, name, title string, classes probes, co
 				return err
 			}
 			add(place{name: fmt.Sprintf("%d cgroups", level), depth: level, agent: l.Agent, args: r.onDisk(at)}, l)
-			// The outermost one is the driver's, and weighs what those of sandboxes do.
+			if level == 0 && !contended {
+				continue // in the machine's own
+			}
+			// The outermost one weighs what those of sandboxes do.
 			levels := []string{at}
 			for i := range level {
 				levels = append(levels, fmt.Sprint(i+1))
@@ -178,7 +181,7 @@ func (r *Rig) startHogs(l sandbox.Limits, name string) (stop func(context.Contex
 	}
 	var running []*exec.Cmd
 	for range hogs * runtime.NumCPU() {
-		cmd := exec.Command(r.cfg.Probe, "hog")
+		cmd := exec.Command(r.probe, "hog")
 		if err = cmd.Start(); err == nil {
 			running = append(running, cmd)
 			err = g.Add(cmd.Process.Pid)

@@ -45,7 +45,8 @@ func (r *Rig) openChain(ctx context.Context) error {
 		return fmt.Errorf("measure in %T: it is no container sandbox", sb)
 	}
 	r.disk = r.sb.VolumeDir(volume)
-	if err := copyFile(r.cfg.Probe, filepath.Join(r.disk, "runnerd-probe")); err != nil {
+	r.probe = filepath.Join(r.disk, "runnerd-probe")
+	if err := copyFile(r.cfg.Probe, r.probe); err != nil {
 		return fmt.Errorf("give the sandbox the probe: %w", err)
 	}
 	if err := r.openMachine(ctx); err != nil {

@@ -42,6 +42,9 @@ func (r *Rig) look(ctx context.Context) error {
 			return fmt.Errorf("%s is not what is to be measured: %w", p.name, err)
 		}
 		r.facts = append(r.facts, facts)
+		if first := r.facts[0].Program; facts.Program != first {
+			return fmt.Errorf("%s runs another program than the machine: %s, not %s", p.name, facts.Program, first)
+		}
 	}
 	return nil
 }

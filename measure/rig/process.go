@@ -31,7 +31,7 @@ type local struct {
 func (r *Rig) startLocal(ctx context.Context, name string, flags uintptr, args ...string) (*local, error) {
 	socket := filepath.Join(r.dir, name)
 	log := sandbox.NewTail(4096)
-	l := &local{cmd: exec.Command(r.cfg.Probe, append(args, socket)...), ended: make(chan error, 1), thread: make(chan struct{})}
+	l := &local{cmd: exec.Command(r.probe, append(args, socket)...), ended: make(chan error, 1), thread: make(chan struct{})}
 	l.cmd.Stdout, l.cmd.Stderr = log, log
 	l.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)

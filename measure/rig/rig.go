@@ -58,6 +58,7 @@ type Rig struct {
 	cfg   Config
 	undo  []func(context.Context) error
 	dir   string // of sockets
+	probe string // the program that the machine's own places run
 	sb    *container.Sandbox
 	full  sandbox.Sandbox // with its engine
 	disk  string          // the volume, as the machine sees it
@@ -82,7 +83,7 @@ func Open(ctx context.Context, cfg Config) (_ *Rig, err error) {
 	if cfg.Depth < 1 || cfg.Depth > MaxDepth {
 		return nil, fmt.Errorf("depth %d: 1 to %d can be measured", cfg.Depth, MaxDepth)
 	}
-	r := &Rig{cfg: cfg, dir: filepath.Join("/run", cfg.Name+".probes")}
+	r := &Rig{cfg: cfg, probe: cfg.Probe, dir: filepath.Join("/run", cfg.Name+".probes")}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close(context.WithoutCancel(ctx)))
