@@ -52,6 +52,9 @@ type Comparison struct {
 // has a probability of 2/2^n.
 const minPairs = 6
 
+// leastP is the least p-value that a signed-rank test of so many pairs can give: all lie on one side.
+func leastP(pairs int) float64 { return math.Exp2(1 - float64(pairs)) }
+
 // Enough tells that there are as many pairs as it takes to say anything.
 func (c Comparison) Enough() bool { return c.Pairs >= minPairs }
 
@@ -190,7 +193,7 @@ func (o *Outcome) adjust() {
 	for i, adjusted := range Holm(p) {
 		c := tests[i]
 		c.P = adjusted
-		if !c.Enough() {
+		if !c.Enough() || float64(len(tests))*leastP(c.Pairs) >= Alpha {
 			c.Minimum = 0
 			continue
 		}

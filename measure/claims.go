@@ -103,7 +103,7 @@ func share(what string, claimed float64, o Outcome, probe string, depth int) Ver
 	v.Found = fmt.Sprintf("%s [%s, %s], %s", percent(c.Ratio-1), percent(c.Interval.Low-1), percent(c.Interval.High-1), probe)
 	v.Verdict = judge(c.Interval.Low-1, c.Interval.High-1, claimed)
 	switch {
-	case !c.Enough():
+	case c.Minimum == 0:
 		v.Verdict = tooFew
 	case !c.Detected:
 		v.Verdict = fmt.Sprintf("%s (least: %s); %s", notDetected, percent(c.Minimum-1), v.Verdict)
@@ -156,7 +156,7 @@ func networkClaim(c claim, o Outcome) Verdict {
 	v.Found = fmt.Sprintf("%+.4f ms [%+.4f, %+.4f], TCP round trip", found.Extra/ms, found.ExtraInterval.Low/ms, found.ExtraInterval.High/ms)
 	v.Verdict = judge(found.ExtraInterval.Low/ms, found.ExtraInterval.High/ms, c.network)
 	switch {
-	case !found.Enough():
+	case found.Minimum == 0:
 		v.Verdict = tooFew
 	case !found.Detected:
 		v.Verdict = notDetected + "; " + v.Verdict

@@ -79,7 +79,7 @@ func (r Result) trendText() string {
 
 func (c Comparison) verdict() string {
 	switch {
-	case !c.Enough():
+	case c.Minimum == 0:
 		return tooFew
 	case !c.Detected:
 		return notDetected

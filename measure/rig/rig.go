@@ -18,7 +18,7 @@ import (
 	"github.com/runnerd/runnerd/sandbox/dind"
 )
 
-// Config is what a Rig needs. All fields are needed but GoImage and Fuse.
+// Config is what a Rig needs. All fields are needed but GoImage, Fuse and Only.
 type Config struct {
 	// Name is that of the driver, of whose sandboxes there are no others.
 	Name   string
