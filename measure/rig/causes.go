@@ -179,24 +179,25 @@ func (r *Rig) startHogs(l sandbox.Limits, name string) (stop func(context.Contex
 	if err != nil {
 		return func(context.Context) error { return nil }, err
 	}
-	var running []*exec.Cmd
+	undo := []func(context.Context) error{g.Close}
+	stop = func(ctx context.Context) error { return undoAll(ctx, &undo) }
 	for range hogs * runtime.NumCPU() {
 		cmd := exec.Command(r.probe, "hog")
-		if err = cmd.Start(); err == nil {
-			running = append(running, cmd)
-			err = g.Add(cmd.Process.Pid)
-		}
+		release, err := startBound(cmd, 0)
 		if err != nil {
-			break
+			return stop, err
+		}
+		undo = append(undo, func(context.Context) error {
+			defer release()
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait() // it says that it was killed
+			return nil
+		})
+		if err := g.Add(cmd.Process.Pid); err != nil {
+			return stop, err
 		}
 	}
-	return func(ctx context.Context) error {
-		for _, cmd := range running {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-		return g.Close(ctx)
-	}, err
+	return stop, nil
 }
 
 // storage is the series about file systems: the same directory of the same disk, raw and under overlays.

@@ -21,9 +21,28 @@ const agentTimeout = 20 * time.Second
 // local is an agent that is a process of the machine's own, with namespaces of its own if need be.
 type local struct {
 	*probe.Agent
-	cmd    *exec.Cmd
-	ended  chan error
-	thread chan struct{} // closed: its parent's thread may end
+	cmd     *exec.Cmd
+	ended   chan error
+	release func() // once it has ended
+}
+
+// startBound starts a process that the kernel kills when this one ends, however it does. release is called when it has
+// ended.
+func startBound(cmd *exec.Cmd, flags uintptr) (release func(), err error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
+	started, released := make(chan error), make(chan struct{})
+	go func() { // Pdeathsig is about the thread that starts it (prctl(2)): that one stays
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- cmd.Start()
+		<-released
+	}()
+	release = func() { close(released) }
+	if err := <-started; err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
 }
 
 // startLocal starts runnerd-probe with arguments, of which the last is to be the socket, and in new namespaces if flags
@@ -31,18 +50,10 @@ type local struct {
 func (r *Rig) startLocal(ctx context.Context, name string, flags uintptr, args ...string) (*local, error) {
 	socket := filepath.Join(r.dir, name)
 	log := sandbox.NewTail(4096)
-	l := &local{cmd: exec.Command(r.probe, append(args, socket)...), ended: make(chan error, 1), thread: make(chan struct{})}
+	l := &local{cmd: exec.Command(r.probe, append(args, socket)...), ended: make(chan error, 1)}
 	l.cmd.Stdout, l.cmd.Stderr = log, log
-	l.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	go func() { // Pdeathsig is about the thread that starts it (prctl(2)): that one stays
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		started <- l.cmd.Start()
-		<-l.thread
-	}()
-	if err := <-started; err != nil {
-		close(l.thread)
+	var err error
+	if l.release, err = startBound(l.cmd, flags); err != nil {
 		return nil, fmt.Errorf("start the probe %s: %w", name, err)
 	}
 	go func() { l.ended <- l.cmd.Wait() }()
@@ -69,7 +80,7 @@ func (l *local) Close() error {
 	}
 	_ = l.cmd.Process.Kill()
 	err := <-l.ended
-	close(l.thread)
+	l.release()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) { // by our signal, or told before
 		return nil
