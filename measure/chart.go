@@ -79,6 +79,9 @@ func drawPanel(b *strings.Builder, o Outcome, p Result, there []Comparison, x, y
 		fmt.Fprintf(b, `<text x="%d" y="18" fill="#c0392b" text-anchor="end">claimed</text>`, padLeft+plotWidth)
 	}
 	for _, tick := range []float64{low, 1, high} {
+		if tick != 1 && math.Abs(atY(tick)-atY(1)) < 12 { // one would be on the other
+			continue
+		}
 		fmt.Fprintf(b, `<text x="%d" y="%.1f" text-anchor="end">%.2f</text>`, padLeft-4, atY(tick)+4, tick)
 	}
 	for i, c := range there {
