@@ -22,6 +22,7 @@ func TestImports(t *testing.T) {
 		"sandbox":  {"sandbox"},
 		"runner":   {"runner", "sandbox", "scope", "budget", "ledger"}, // the last two only its API
 		"buildkit": {"buildkit", "sandbox", "scope", "budget"},
+		"measure":  {"measure", "sandbox"},
 		"registry": {"registry", "scope", "budget"},
 		"cache":    {"cache", "scope", "budget"},
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/runnerd/runnerd/measure"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/runner/api"
 	"github.com/runnerd/runnerd/runner/api/client"
@@ -139,7 +140,7 @@ func benchBuilds(t *testing.T) {
 			})
 		}
 		times := compare(t, fmt.Sprintf("%d trivial builds, %d at once / buildctl", c.builds, c.concurrency), pairs, ours, peer, c.goal)
-		absolute(fmt.Sprintf("  builds a second, %d at once", c.concurrency), fmt.Sprintf("%.1f /s", float64(c.builds)/median(times).Seconds()), "", false)
+		absolute(fmt.Sprintf("  builds a second, %d at once", c.concurrency), fmt.Sprintf("%.1f /s", float64(c.builds)/measure.Median(times).Seconds()), "", false)
 	}
 }
 

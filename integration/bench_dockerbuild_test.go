@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/runnerd/runnerd/measure"
 )
 
 const (
@@ -76,5 +78,5 @@ func medianOf(t *testing.T, cmd *exec.Cmd) time.Duration {
 	if len(times) != buildsInJob {
 		t.Fatalf("%d times, want %d: %s", len(times), buildsInJob, errs.String())
 	}
-	return median(times)
+	return measure.Median(times)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/runnerd/runnerd/integration/gitlabtest"
+	"github.com/runnerd/runnerd/measure"
 	"github.com/runnerd/runnerd/runner/gitlab/spec"
 )
 
@@ -39,9 +40,9 @@ func distribution(what string, times []time.Duration, goal time.Duration) {
 	if goal > 0 {
 		aim = "<= " + fmt.Sprint(goal.Milliseconds()) + " ms"
 	}
-	absolute(what+", p50", millis(median(times)), aim, median(times) <= goal)
-	fmt.Printf("%-52s p10 %s, p90 %s, p99 %s, max %s (n=%d)\n", "", millis(quantile(times, 0.1)), millis(quantile(times, 0.9)),
-		millis(quantile(times, 0.99)), millis(quantile(times, 1)), len(times))
+	absolute(what+", p50", millis(measure.Median(times)), aim, measure.Median(times) <= goal)
+	fmt.Printf("%-52s p10 %s, p90 %s, p99 %s, max %s (n=%d)\n", "", millis(measure.Quantile(times, 0.1)), millis(measure.Quantile(times, 0.9)),
+		millis(measure.Quantile(times, 0.99)), millis(measure.Quantile(times, 1)), len(times))
 }
 
 // benchGitLab measures the jobs of a GitLab, with the double's clock: offered, script runs, first output, final state.

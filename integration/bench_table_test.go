@@ -5,9 +5,10 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"testing"
 	"time"
+
+	"github.com/runnerd/runnerd/measure"
 )
 
 // pairs is how often both sides of a comparison run.
@@ -49,13 +50,13 @@ func printPairs(what string, a, b []time.Duration, goal float64) {
 	for i := range a {
 		ratios[i] = a[i].Seconds() / b[i].Seconds()
 	}
-	low, high := bootstrap(ratios)
+	interval := measure.Bootstrap(ratios)
 	aim, verdict := "", ""
 	if goal > 0 {
-		aim, verdict = fmt.Sprintf("<= %.3g", goal), verdictOf(high <= goal)
+		aim, verdict = fmt.Sprintf("<= %.3g", goal), verdictOf(interval.High <= goal)
 	}
-	fmt.Printf("%-52s %11s %11s %7.3f %16s %9s  %s\n", what, millis(median(a)), millis(median(b)), median(ratios),
-		fmt.Sprintf("[%.3f, %.3f]", low, high), aim, verdict)
+	fmt.Printf("%-52s %11s %11s %7.3f %16s %9s  %s\n", what, millis(measure.Median(a)), millis(measure.Median(b)), measure.Median(ratios),
+		fmt.Sprintf("[%.3f, %.3f]", interval.Low, interval.High), aim, verdict)
 }
 
 // absolute prints a row that has no peer: a value, and the bound that it is to keep.
@@ -75,28 +76,3 @@ func verdictOf(met bool) string {
 }
 
 func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", d.Seconds()*1000) }
-
-// quantile returns the q-th quantile by the nearest rank.
-func quantile[T int64 | float64 | time.Duration](values []T, q float64) T {
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
-}
-
-func median[T int64 | float64 | time.Duration](values []T) T {
-	sorted := slices.Sorted(slices.Values(values))
-	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
-}
-
-// bootstrap returns the 95 % interval of the median.
-func bootstrap(values []float64) (low, high float64) {
-	medians := make([]float64, 2000)
-	sample := make([]float64, len(values))
-	for i := range medians {
-		for j := range sample {
-			sample[j] = values[rand.IntN(len(values))]
-		}
-		medians[i] = median(sample)
-	}
-	slices.Sort(medians)
-	return medians[len(medians)*25/1000], medians[len(medians)*975/1000]
-}

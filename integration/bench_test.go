@@ -17,6 +17,7 @@ import (
 	"github.com/moby/buildkit/client"
 
 	"github.com/runnerd/runnerd/buildkit"
+	"github.com/runnerd/runnerd/measure"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -138,14 +139,14 @@ func benchStart(t *testing.T) {
 		return took
 	}
 	times := compare(t, "sandbox from the pool, first line / runc run", pairs, pooled, runc.run, 0.25)
-	absolute("sandbox from the pool, first line, p50", millis(median(times)), "<= 10 ms", median(times) <= 10*time.Millisecond)
+	absolute("sandbox from the pool, first line, p50", millis(measure.Median(times)), "<= 10 ms", measure.Median(times) <= 10*time.Millisecond)
 	accepted := make([]time.Duration, 100)
 	for i := range accepted {
 		time.Sleep(500 * time.Millisecond)
 		accepted[i] = d.firstLine()
 	}
-	absolute("job submitted to the API, first line here, p50", millis(median(accepted)), "<= 10 ms", median(accepted) <= 10*time.Millisecond)
-	absolute("job submitted to the API, first line here, p99", millis(quantile(accepted, 0.99)), "<= 50 ms", quantile(accepted, 0.99) <= 50*time.Millisecond)
+	absolute("job submitted to the API, first line here, p50", millis(measure.Median(accepted)), "<= 10 ms", measure.Median(accepted) <= 10*time.Millisecond)
+	absolute("job submitted to the API, first line here, p99", millis(measure.Quantile(accepted, 0.99)), "<= 50 ms", measure.Quantile(accepted, 0.99) <= 50*time.Millisecond)
 }
 
 // benchEngine is about the time until a Docker Engine answers.
@@ -185,7 +186,7 @@ func benchEngine(t *testing.T) {
 	for i := range times {
 		times[i] = pooled()
 	}
-	absolute("Docker Engine from the pool, ready, p50", millis(median(times)), "<= 10 ms", median(times) <= 10*time.Millisecond)
+	absolute("Docker Engine from the pool, ready, p50", millis(measure.Median(times)), "<= 10 ms", measure.Median(times) <= 10*time.Millisecond)
 }
 
 func engineReady(t *testing.T, sb sandbox.Sandbox) {
@@ -257,7 +258,7 @@ func benchWorker(t *testing.T) {
 		times[i] = took
 		_ = l.Close(t.Context())
 	}
-	absolute("BuildKit worker that runs already, p50", millis(median(times)), "<= 10 ms", median(times) <= 10*time.Millisecond)
+	absolute("BuildKit worker that runs already, p50", millis(measure.Median(times)), "<= 10 ms", measure.Median(times) <= 10*time.Millisecond)
 }
 
 // benchMask takes the figure from the package's own benchmark.

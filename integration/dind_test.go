@@ -65,6 +65,8 @@ func TestDinDWorks(t *testing.T) {
 		"volume":       {`docker run --rm -v vol:/v debian:bookworm-slim sh -c 'echo kept >/v/f' && docker run --rm -v vol:/v debian:bookworm-slim cat /v/f`, "kept"},
 		"bind mount":   {`echo shared >/workspace/f && docker run --rm -v /workspace:/w debian:bookworm-slim cat /w/f`, "shared"},
 		"build":        {`cd /workspace && printf 'FROM debian:bookworm-slim\nRUN echo built >/b\nCMD cat /b\n' >Dockerfile && docker build -q -t b . >/dev/null && docker run --rm b`, "built"},
+		"privileged":   {`docker run --rm --privileged debian:bookworm-slim sh -c 'mount -t tmpfs tmpfs /mnt && echo mounted'`, "mounted"},
+		"own /sys":     {`grep ' /sys ' /proc/self/mountinfo | tail -1 | cut -d' ' -f6 | cut -d, -f1`, "ro"},
 		"mtu":          {`docker run --rm debian:bookworm-slim cat /sys/class/net/eth0/mtu`, strconv.Itoa(host.container.MTU())},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,11 +13,11 @@ import (
 func (a *app) nestingCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "nesting",
-		Short: "Tell what becomes of sandboxes in sandboxes",
+		Short: "Tell what becomes of sandboxes in sandboxes, and what they cost",
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.nestingExplainCommand())
+	cmd.AddCommand(a.nestingExplainCommand(), a.nestingMeasureCommand())
 	return cmd
 }
 

@@ -246,13 +246,18 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	}
 	a.scopes.driver.Store(a.driver)
 	a.later(a.driver.Close)
-	a.drivers = driversOf(a.driver, dind.New(dind.Config{
-		Image: c.SandboxImage, Lender: filepath.Join(a.engines.Dir(), "runnerd-lend"),
-		MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
+	a.drivers = driversOf(a.driver, dind.New(a.engineConfig()))
+	return nil
+}
+
+// engineConfig is that of the engines in sandboxes.
+func (a *assembly) engineConfig() dind.Config {
+	return dind.Config{
+		Image: a.config.SandboxImage, Lender: filepath.Join(a.engines.Dir(), "runnerd-lend"),
+		MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(a.config.Registry.Mirror),
 		Registries: []string{a.registryHost()},
 		Log:        a.log.With("component", "dind"),
-	}))
-	return nil
+	}
 }
 
 // driversOf are the drivers of this build. With nil pointers they can be asked what they start where, and no more.

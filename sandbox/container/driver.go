@@ -102,6 +102,9 @@ func New(ctx context.Context, cfg Config) (_ *Driver, err error) {
 			return nil, err
 		}
 	}
+	if err := checkOverlays(cfg.StateDir); err != nil {
+		return nil, err
+	}
 	mount.SetTempMountLocation(d.tempMountsDir())
 	if d.cgroups, err = findHierarchies(); err != nil {
 		return nil, err

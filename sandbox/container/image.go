@@ -131,7 +131,8 @@ func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	var pulled client.Image
 	var err error
 	if f.namespace == i.cfg.Name {
-		pulled, err = i.client.Pull(ctx, f.name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(f.resolver))
+		pulled, err = i.client.Pull(ctx, f.name, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(f.resolver),
+			client.WithImageHandlerWrapper(fewLayers))
 	} else {
 		pulled, err = i.fetch(ctx, f)
 	}

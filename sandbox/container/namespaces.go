@@ -34,6 +34,9 @@ func newSlot(base uint32) (_ *slot, err error) {
 		Ptrace:                     true,
 		Pdeathsig:                  syscall.SIGKILL,
 	}})
+	if errors.Is(err, unix.ENOSPC) { // kernel/user_namespace.c, create_user_ns
+		return nil, fmt.Errorf("create user namespace: there are 32 in one another, or user.max_user_namespaces of them: %w: start runnerd less deep, or run \"runnerd doctor\"", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create user and network namespace (ids %d-%d): %w: run \"runnerd doctor\"", base, base+rangeSize-1, err)
 	}

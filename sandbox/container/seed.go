@@ -52,7 +52,8 @@ func (i *images) fetch(ctx context.Context, f found) (client.Image, error) {
 	}
 	defer done(context.WithoutCancel(ctx))
 	platform := platforms.Default()
-	fetched, err := i.client.Fetch(ctx, f.name, client.WithPlatformMatcher(platform), client.WithResolver(f.resolver))
+	fetched, err := i.client.Fetch(ctx, f.name, client.WithPlatformMatcher(platform), client.WithResolver(f.resolver),
+		client.WithImageHandlerWrapper(fewLayers))
 	if err != nil {
 		return nil, err
 	}

@@ -73,10 +73,12 @@ func specOf(m *member, hostname string, readonly, binds map[string]string) *spec
 			"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
 			"/sys/devices/virtual/powercap",
 		}
-		spec.Linux.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+		// /sys by a flag of the mount and not of the file system, which is one for all containers of a network namespace:
+		// else an engine of the sandbox can start no privileged container, which wants to write to its own.
+		spec.Linux.ReadonlyPaths = []string{"/sys", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 	}
 	spec.Mounts = append(spec.Mounts,
-		specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}},
+		specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "rw"}},
 		specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", mode}})
 	for _, destination := range slices.Sorted(maps.Keys(readonly)) {
 		spec.Mounts = append(spec.Mounts, specs.Mount{

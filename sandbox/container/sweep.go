@@ -46,24 +46,27 @@ func (d *Driver) endShims(ctx context.Context) error {
 	return nil
 }
 
-// endProcesses kills the processes of a program that have argument among their arguments, and waits for their end.
-func endProcesses(ctx context.Context, program, argument string) error {
-	find := func() (pids []int) {
-		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				continue
-			}
-			args := strings.Split(string(text), "\x00")
-			if filepath.Base(args[0]) == program && slices.Contains(args[1:], argument) {
-				if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
-					pids = append(pids, pid)
-				}
+// findProcesses lists the processes of a program that have argument among their arguments.
+func findProcesses(program, argument string) (pids []int) {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		args := strings.Split(string(text), "\x00")
+		if filepath.Base(args[0]) == program && slices.Contains(args[1:], argument) {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
+				pids = append(pids, pid)
 			}
 		}
-		return pids
 	}
+	return pids
+}
+
+// endProcesses kills the processes of a program that have argument among their arguments, and waits for their end.
+func endProcesses(ctx context.Context, program, argument string) error {
+	find := func() []int { return findProcesses(program, argument) }
 	for pids := find(); len(pids) > 0; pids = find() {
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)

@@ -16,7 +16,7 @@ const (
 	lenderPath       = "/dev/.runnerd-lend"
 	loansPath        = "/dev/.runnerd-loans"
 	containerdSocket = "/var/run/docker/containerd/containerd.sock"
-	containerdRoot   = dataRoot + "/containerd/daemon"
+	containerdRoot   = DataRoot + "/containerd/daemon"
 	imageNamespace   = "moby"
 )
 

@@ -22,10 +22,10 @@ import (
 )
 
 const (
-	// socketPath is where every Docker client looks (moby client, DefaultDockerHost).
-	socketPath = "/var/run/docker.sock"
-	// dataRoot is a volume: a nested engine's data must lie on a real file system, never on overlay.
-	dataRoot   = "/var/lib/docker"
+	// SocketPath is where every Docker client looks (moby client, DefaultDockerHost).
+	SocketPath = "/var/run/docker.sock"
+	// DataRoot is a volume: a nested engine's data must lie on a real file system, never on overlay.
+	DataRoot   = "/var/lib/docker"
 	dataVolume = "docker"
 	engineName = "engine"
 	// maxStarts bounds how often an engine that keeps dying is started again in one sandbox.
@@ -85,7 +85,7 @@ func (d *Driver) Start(ctx context.Context, on sandbox.Host, s sandbox.Spec) (sa
 	if err != nil {
 		return nil, err
 	}
-	socket, err := pod.Listen(ctx, "unix", socketPath)
+	socket, err := pod.Listen(ctx, "unix", SocketPath)
 	if err != nil {
 		return nil, fmt.Errorf("open the engine's socket: %w", err)
 	}
@@ -158,7 +158,7 @@ func (e *engine) run(ctx context.Context) error {
 	if volumes == nil {
 		volumes = map[string]string{}
 	}
-	volumes[dataVolume] = dataRoot
+	volumes[dataVolume] = DataRoot
 	companion := sandbox.Companion{Name: engineName, Image: e.cfg.Image, Engine: true, Volumes: volumes}
 	if e.cfg.Lender != "" {
 		companion.Programs, companion.Borrows = map[string]string{lenderPath: e.cfg.Lender}, loansPath
@@ -201,7 +201,7 @@ exec "$@"`
 
 // command starts dockerd.
 func (e *engine) command() []string {
-	dockerd := append([]string{"dockerd"}, e.arguments()...)
+	dockerd := slices.Concat([]string{"dockerd"}, e.cfg.Arguments("fd://"), e.spec.EngineArgs)
 	others := slices.DeleteFunc(slices.Clone(e.cfg.MirrorOf), func(host string) bool { return host == "docker.io" })
 	if e.cfg.Mirror == "" || len(others) == 0 {
 		return dockerd
@@ -209,22 +209,23 @@ func (e *engine) command() []string {
 	return slices.Concat([]string{"/bin/sh", "-c", mirrorScript, "mirrors", e.cfg.Mirror}, others, []string{"--"}, dockerd)
 }
 
-// arguments are dockerd's.
-func (e *engine) arguments() []string {
+// Arguments are those of a dockerd that listens at host, such as "fd://", in a sandbox or in a container of another one
+// there.
+func (c Config) Arguments(host string) []string {
 	args := []string{
-		"--host=fd://", "--data-root=" + dataRoot, "--config-file=/dev/null", "--log-level=warn",
+		"--host=" + host, "--data-root=" + DataRoot, "--config-file=/dev/null", "--log-level=warn",
 		"--userland-proxy=false", // it would listen where nobody can reach it
 		"--ip6tables=false",      // a sandbox has no IPv6 beyond itself, and these rules are a quarter of the start
-		"--mtu=" + strconv.Itoa(e.cfg.MTU), "--exec-opt=native.cgroupdriver=cgroupfs",
-		"--default-network-opt=bridge=com.docker.network.driver.mtu=" + strconv.Itoa(e.cfg.MTU),
+		"--mtu=" + strconv.Itoa(c.MTU), "--exec-opt=native.cgroupdriver=cgroupfs",
+		"--default-network-opt=bridge=com.docker.network.driver.mtu=" + strconv.Itoa(c.MTU),
 	}
-	if e.cfg.Mirror != "" {
-		args = append(args, "--registry-mirror=http://"+e.cfg.Mirror, "--insecure-registry="+e.cfg.Mirror)
+	if c.Mirror != "" {
+		args = append(args, "--registry-mirror=http://"+c.Mirror, "--insecure-registry="+c.Mirror)
 	}
-	for _, registry := range e.cfg.Registries {
+	for _, registry := range c.Registries {
 		args = append(args, "--insecure-registry="+registry)
 	}
-	return append(args, e.spec.EngineArgs...)
+	return args
 }
 
 // Unwrap returns the sandbox that the engine is in, for its further abilities.
@@ -233,7 +234,7 @@ func (e *engine) Unwrap() sandbox.Sandbox { return e.host }
 // EngineReady returns when the engine answers GET /_ping. Its connection starts the engine, as any does.
 func (e *engine) EngineReady(ctx context.Context) error {
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return e.Dial(ctx, "unix", socketPath)
+		return e.Dial(ctx, "unix", SocketPath)
 	}}}
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithCancelCause(ctx)
