@@ -56,6 +56,8 @@ require (
 
 require github.com/coder/websocket v1.8.15
 
+require github.com/tetratelabs/wazero v1.12.0 // indirect
+
 require (
 	github.com/Azure/go-ansiterm v0.0.0-20261006220739-8c912ac31dd4 // indirect
 	github.com/Masterminds/semver/v3 v3.4.0 // indirect
