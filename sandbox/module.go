@@ -12,7 +12,8 @@ import (
 type Module struct {
 	// Dirs are the directories that it sees.
 	Dirs []ModuleDir `json:"dirs,omitempty" maxItems:"64"`
-	// Clock lets it read the time, and sleep. Without it each run begins at the same moment, and sleeping takes no time.
+	// Clock lets it read the time, and sleep. Without it each run begins at the same moment, and sleeping is all that passes
+	// time, of which it takes none.
 	Clock bool `json:"clock,omitempty"`
 	// Memory is the most that its linear memory may grow to, in bytes, rounded down to 64 KiB; 0: DefaultModuleMemory.
 	Memory int64 `json:"memory,omitempty" minimum:"0"`

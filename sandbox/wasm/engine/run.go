@@ -165,17 +165,7 @@ func (r *run) config(ctx context.Context) (_ wazero.ModuleConfig, closeRoots fun
 			dirs = with.WithSysFSMount(rootFS{root: root}, d.Seen())
 		}
 	}
-	c = c.WithFSConfig(dirs)
-	if r.Module.Clock {
-		c = c.WithSysWalltime().WithSysNanotime().WithNanosleep(func(ns int64) {
-			timer := time.NewTimer(time.Duration(ns))
-			defer timer.Stop()
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-			}
-		})
-	}
+	c = withClock(ctx, c.WithFSConfig(dirs), r.Module.Clock)
 	return c, closeRoots, nil
 }
 
