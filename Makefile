@@ -34,7 +34,7 @@ images: engines ## make the images into bin/images
 
 build: ## compile runnerd into bin/
 	@mkdir -p bin/engines
-	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/engines/ ./cmd/runnerd-init ./cmd/runnerd-clone ./cmd/runnerd-plan
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/engines/ ./cmd/runnerd-init ./cmd/runnerd-clone ./cmd/runnerd-plan ./cmd/runnerd-wasm
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/runnerd ./cmd/runnerd
 
 demo: images build ## build examples/farm cold and warm, then run a Docker Engine in a sandbox (ARGS=--keep)

@@ -36,6 +36,7 @@ import (
 	"github.com/runnerd/runnerd/sandbox/container"
 	"github.com/runnerd/runnerd/sandbox/dind"
 	"github.com/runnerd/runnerd/sandbox/engine"
+	"github.com/runnerd/runnerd/sandbox/wasm"
 )
 
 // registryName is how sandboxes and builds name runnerd's registry. Its top-level domain is reserved for
@@ -54,6 +55,8 @@ type assembly struct {
 	driver   *container.Driver
 	scopes   scopes
 	drivers  map[sandbox.Kind]sandbox.Driver
+	wasm     *wasm.Driver
+	modules  *wasm.Store
 	workers  *buildkit.Workers
 	pool     *sandbox.Pool
 	sessions *api.Attachments
@@ -244,17 +247,18 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	}
 	a.scopes.driver.Store(a.driver)
 	a.later(a.driver.Close)
+	a.startModules()
 	a.drivers = driversOf(a.driver, dind.New(dind.Config{
 		Image: c.SandboxImage, MTU: a.driver.MTU(), Mirror: a.mirror(), MirrorOf: upstreamHosts(c.Registry.Mirror),
 		Registries: []string{a.registryHost()},
 		Log:        a.log.With("component", "dind"),
-	}))
+	}), a.wasm)
 	return nil
 }
 
 // driversOf are the drivers of this build. With nil pointers they can be asked what they start where, and no more.
-func driversOf(c *container.Driver, d *dind.Driver) map[sandbox.Kind]sandbox.Driver {
-	return map[sandbox.Kind]sandbox.Driver{sandbox.Container: c, sandbox.DinD: d}
+func driversOf(c *container.Driver, d *dind.Driver, w *wasm.Driver) map[sandbox.Kind]sandbox.Driver {
+	return map[sandbox.Kind]sandbox.Driver{sandbox.Container: c, sandbox.DinD: d, sandbox.WASM: w}
 }
 
 // mirror is the registry as sandboxes reach it, registryHost as they name it.
@@ -437,7 +441,7 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Toolbox: j.Toolbox}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Toolbox: j.Toolbox, Module: j.Module}
 	sb, err := a.scriptSandbox(ctx, j, spec)
 	for _, other := range j.Else {
 		if !errors.Is(err, sandbox.ErrImage) {
@@ -490,6 +494,9 @@ func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec)
 	maps.Copy(volumes, s.Volumes)
 	s.Volumes = volumes
 	s.Hosts = map[string]string{registryName: a.gateway()}
+	if slices.Contains(n, sandbox.WASM) {
+		s.Programs = a.wasm.Programs()
+	}
 	return sandbox.Open(ctx, nil, n, s, a.drivers, a.config.Policy.Sandbox())
 }
 

@@ -280,7 +280,7 @@ func Default() *Config {
 		},
 		Policy: Policy{MaxDepth: 2, May: map[string][]sandbox.Kind{
 			Machine:                   {sandbox.Container},
-			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
+			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit, sandbox.WASM},
 		}},
 		Spare:   Spare{Keep: Duration(10 * time.Minute)},
 		Builder: Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},
