@@ -16,11 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 
 	"github.com/runnerd/runnerd/sandbox"
@@ -94,7 +94,7 @@ func TestWASM(t *testing.T) {
 			}
 			m := newModules(t, nesting)
 			id := "wasm-" + strings.ReplaceAll(on, "/", "-")
-			sb, err := m.open(t.Context(), id, sandbox.Module{Dirs: []sandbox.ModuleDir{{Path: "/workspace", At: "/w"}}, Fuel: 10 * time.Second})
+			sb, err := m.open(t.Context(), id, sandbox.Module{Dirs: []sandbox.ModuleDir{{Path: "/workspace", At: "/w"}}, Memory: 64 << 20, Fuel: 10 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -111,7 +111,7 @@ func TestWASM(t *testing.T) {
 				{sandbox.Process{}, []string{"read", "/etc/passwd"}, "", 1},
 				{sandbox.Process{}, []string{"files", "/w"}, "one two g 7 true\n", 0},
 				{sandbox.Process{User: "65534:65534"}, []string{"files", "/w"}, "one two g 7 true\n", 0},
-				{sandbox.Process{}, []string{"alloc", "600"}, "", 2},
+				{sandbox.Process{}, []string{"alloc", "100"}, "", 2},
 				{sandbox.Process{}, []string{"exit", "9"}, "", 9},
 			} {
 				var out, errs bytes.Buffer
@@ -238,7 +238,7 @@ func pushModule(t *testing.T, ref string, module []byte) {
 // TestWASMDaemon runs modules as users do.
 func TestWASMDaemon(t *testing.T) {
 	d := startDaemon(t, "")
-	pushModule(t, d.registry()+"/tools/probe:1", wasmtest.Probe(t))
+	pushModule(t, "127.0.0.1:"+registryPort(t, "127.0.0.1")+"/tools/probe:1", wasmtest.Probe(t))
 	const probe = "oci:registry.runnerd.internal/tools/probe:1"
 	wasmRun := func(flags []string, args ...string) []string {
 		return append(append([]string{"run", "--sandbox", "container/wasm"}, flags...), append([]string{"--", probe}, args...)...)
@@ -289,4 +289,3 @@ func TestWASMDaemon(t *testing.T) {
 		t.Errorf("after a restart kept are %v, before %v", again, kept)
 	}
 }
-
