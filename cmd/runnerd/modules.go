@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 
 	"github.com/runnerd/runnerd/budget"
+	"github.com/runnerd/runnerd/runner"
+	"github.com/runnerd/runnerd/runner/plugin"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/wasm"
 )
@@ -50,4 +53,36 @@ func (s moduleStore) Entries(ctx context.Context) ([]budget.Entry, error) {
 		out = append(out, budget.Entry{ID: k.Digest, Description: "a compiled module", Bytes: k.Bytes, Created: k.Created, LastUsed: k.LastUsed})
 	}
 	return out, err
+}
+
+// startPlugins makes what the configured plugins do. A file that is not there is told now, and not when a job needs it.
+func (a *assembly) startPlugins() error {
+	c := a.config.Plugins
+	program, log := filepath.Join(a.engines.Dir(), wasmProgram), a.log.With("component", "plugin")
+	for option, path := range map[string]string{"admission": c.Admission, "log_filter": c.LogFilter} {
+		if path == "" {
+			continue
+		}
+		if err := plugin.Check(path); err != nil {
+			return fmt.Errorf("plugins.%s: %w", option, err)
+		}
+	}
+	if c.Admission != "" {
+		admission := plugin.NewAdmission(program, c.Admission, log)
+		a.later(admission.Close)
+		a.admit = admission.Admit
+	}
+	if c.LogFilter != "" {
+		a.filter = plugin.NewFilter(program, c.LogFilter, log)
+		a.later(a.filter.Close)
+	}
+	return nil
+}
+
+// source is a source of jobs with all that wraps it.
+func (a *assembly) source(of runner.Source) runner.Source {
+	if a.filter != nil {
+		of = a.filter.Source(of)
+	}
+	return a.metrics.Source(of)
 }

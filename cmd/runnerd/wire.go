@@ -31,6 +31,7 @@ import (
 	"github.com/runnerd/runnerd/runner/gitlab"
 	"github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/runner/metrics"
+	"github.com/runnerd/runnerd/runner/plugin"
 	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/container"
@@ -64,6 +65,8 @@ type assembly struct {
 	agents   *api.Agents
 	outputs  *api.Outputs
 	logs     *runner.LogStore
+	admit    func(ctx context.Context, r runner.Request) error // nil: nobody is asked
+	filter   *plugin.Filter                                    // of logs; nil: there is none
 	disk     *budget.Budget
 	cache    *cache.Store
 	queue    *queue.Queue
@@ -400,11 +403,15 @@ func (a *assembly) insecure(host string) bool {
 
 func (a *assembly) startRunner(context.Context) (err error) {
 	c := a.config
+	if err := a.startPlugins(); err != nil {
+		return err
+	}
 	a.runner, err = runner.New(runner.Config{
 		Open:      a.open,
 		Room:      a.metrics.Room(a.makeRoom),
 		Observe:   a.metrics.Observe,
 		Policy:    c.Policy.Sandbox(),
+		Admit:     a.admit,
 		Admission: runner.NewAdmission(runner.Capacity{CPU: sandbox.MilliCPU(c.Capacity.CPU), Memory: int64(c.Capacity.Memory), Jobs: c.Capacity.Jobs}),
 		Drain:     time.Duration(c.Drain), DefaultTimeout: time.Duration(c.Timeout.Default), MaxTimeout: time.Duration(c.Timeout.Max),
 		Log: a.log.With("component", "runner"),
