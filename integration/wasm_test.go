@@ -289,3 +289,52 @@ func TestWASMDaemon(t *testing.T) {
 		t.Errorf("after a restart kept are %v, before %v", again, kept)
 	}
 }
+
+// TestPluginsDaemon replaces the plugins of a daemon that runs.
+func TestPluginsDaemon(t *testing.T) {
+	dir := t.TempDir()
+	admission, filter := filepath.Join(dir, "admission.wasm"), filepath.Join(dir, "logfilter.wasm")
+	build := func(name, to string) {
+		t.Helper()
+		if err := wasmtest.Build("../examples/wasm/"+name, to+".new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(to+".new", to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build("admission", admission)
+	build("logfilter", filter)
+	d := startDaemon(t, "plugins: {admission: "+admission+", log_filter: "+filter+"}\n")
+	logged := func(args ...string) (log string, code int) {
+		t.Helper()
+		before := len(d.jobs())
+		_, stderr, code := d.run(args...)
+		all := d.jobs()
+		if len(all) == before {
+			t.Fatalf("%v made no job: %s", args, stderr)
+		}
+		log, _, _ = d.run("logs", all[0].ID)
+		return log, code
+	}
+	if log, code := logged("run", "--image", debian, "--", "echo", "mail to a@example.com"); code != 0 || !strings.Contains(log, "mail to [ADDRESS]") {
+		t.Errorf("exit code %d, the log is %q", code, log)
+	}
+	if _, stderr, code := d.run("run", "--image", "debian", "--", "true"); code != 3 || !strings.Contains(stderr, "neither tag nor digest") {
+		t.Errorf("a job that the plugin denies: exit code %d, %s", code, stderr)
+	}
+	// Each other's place is no plugin that works.
+	build("logfilter", admission)
+	if _, stderr, code := d.run("run", "--image", debian, "--", "true"); code != 3 || !strings.Contains(stderr, "plugin failed") {
+		t.Errorf("with an admission plugin that gives no answer: exit code %d, %s", code, stderr)
+	}
+	build("admission", admission)
+	build("admission", filter)
+	if log, code := logged("run", "--image", debian, "--", "echo", "mail to a@example.com"); code != 0 || strings.Contains(log, "example.com") {
+		t.Errorf("with a log filter that fails: exit code %d, the log is %q", code, log)
+	}
+	build("logfilter", filter)
+	if log, code := logged("run", "--image", debian, "--", "echo", "mail to a@example.com"); code != 0 || !strings.Contains(log, "mail to [ADDRESS]") {
+		t.Errorf("with the log filter again: exit code %d, the log is %q", code, log)
+	}
+}
