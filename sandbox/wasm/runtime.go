@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/runnerd/runnerd/sandbox"
@@ -37,17 +36,13 @@ func startRuntime(ctx context.Context, on sandbox.Host, user string) (*runtime, 
 		defer conn.Close()
 		files := []*os.File{theirs}
 		r.exit, r.err = on.Exec(ctx, sandbox.Process{
-			Args: []string{wire.Program, "serve"}, Env: []string{"GOGC=" + strconv.Itoa(runtimeGC)}, Dir: "/", User: user,
+			Args: []string{wire.Program, "serve"}, Env: []string{}, Dir: "/", User: user,
 			Files: files, Stdout: r.log, Stderr: r.log,
 		})
 		wire.CloseFiles(files)
 	}()
 	return r, nil
 }
-
-// runtimeGC is how much the heap of a runtime may grow before it is collected, in percent: most of it is the memories of
-// modules that have ended.
-const runtimeGC = 100
 
 func (r *runtime) alive() bool {
 	select {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/experimental/sysfs"
 	"github.com/tetratelabs/wazero/sys"
 
@@ -101,7 +102,7 @@ func (r *run) start(ctx context.Context, m wazero.CompiledModule) sandbox.Exit {
 		r.say("%v", err)
 		return sandbox.Exit{Code: exitNoProgram}
 	}
-	instance, err := rt.InstantiateModule(ctx, m, config)
+	instance, err := rt.InstantiateModule(experimental.WithMemoryAllocator(ctx, &r.memories), m, config)
 	if instance != nil {
 		_ = instance.Close(context.WithoutCancel(ctx))
 	}

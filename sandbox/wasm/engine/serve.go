@@ -22,6 +22,8 @@ type Server struct {
 	at    string // where in it wazero looks
 	cache wazero.CompilationCache
 
+	memories memories
+
 	mu       sync.Mutex
 	runtimes map[uint32]wazero.Runtime // by the pages that memories may have
 	modules  map[moduleKey]*module
