@@ -67,6 +67,7 @@ arguments. It sees the environment given here, the directories of --module-dir, 
 	flags.StringVar(&f.image, "image", "", "`IMAGE` of the command's root file system (default: the configured one)")
 	flags.StringVar(&f.pull, "pull", "", "`WHEN` the image's registry is asked for it: if-not-present, always or never (default: the configured policy)")
 	flags.StringVar(&f.sandbox, "sandbox", "container", "`NESTING` of the sandbox: container, container/dind or container/wasm")
+	_ = cmd.RegisterFlagCompletionFunc("sandbox", cobra.FixedCompletions([]cobra.Completion{"container", "container/dind", "container/wasm"}, cobra.ShellCompDirectiveNoFileComp))
 	flags.StringVar(&f.name, "name", "", "`NAME` of the job, for people")
 	whoseFlags(flags, &f.whose)
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment `KEY=VALUE`, or KEY to take it over from here; may be repeated")
