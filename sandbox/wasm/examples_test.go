@@ -42,8 +42,11 @@ func TestLintExample(t *testing.T) {
 		stdout string
 	}{
 		{map[string]string{"a.go": "package a\n", "b.md": "two blanks  \n", "c.bin": "\x00  \n", ".git/x": "x  \n"}, 0, ""},
-		{map[string]string{"a.go": "package a \n\n<<<<<<< ours", "d/key": "-----BEGIN RSA PRIVATE KEY-----\n"}, 1,
-			"a.go:1: blanks at the end of the line\na.go:3: a conflict that was not resolved\na.go:3: the last line has no end\nd/key:1: a private key\n"},
+		{
+			map[string]string{"a.go": "package a \n\n<<<<<<< ours", "d/key": "-----BEGIN RSA PRIVATE KEY-----\n"},
+			1,
+			"a.go:1: blanks at the end of the line\na.go:3: a conflict that was not resolved\na.go:3: the last line has no end\nd/key:1: a private key\n",
+		},
 	} {
 		f := newFixture(t, nil, sandbox.Module{Dirs: []sandbox.ModuleDir{{Path: write(t, c.files), At: "/workspace", ReadOnly: true}}})
 		stdout, stderr, exit := f.runAs(sandbox.Process{}, lint, "/workspace")
