@@ -71,6 +71,9 @@ func (r *reporter) Stream(s runner.Stream) io.Writer {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.streams == nil {
+		return io.Discard // it is decided: nothing more comes
+	}
 	if r.streams[s] == nil {
 		r.streams[s] = newStream(r.f, r.Reporter.Stream(s), r.Reporter.Stream(runner.Notice))
 	}
@@ -81,7 +84,7 @@ func (r *reporter) Stream(s runner.Stream) io.Writer {
 func (r *reporter) Decided(ctx context.Context, result runner.Result) error {
 	r.mu.Lock()
 	all := r.streams
-	r.streams = nil // nothing more comes
+	r.streams = nil
 	r.mu.Unlock()
 	for _, s := range all {
 		s.close()
