@@ -238,7 +238,7 @@ func pushModule(t *testing.T, ref string, module []byte) {
 // TestWASMDaemon runs modules as users do.
 func TestWASMDaemon(t *testing.T) {
 	d := startDaemon(t, "")
-	pushModule(t, "127.0.0.1:"+registryPort(t, "127.0.0.1")+"/tools/probe:1", wasmtest.Probe(t))
+	pushModule(t, "127.0.0.1:"+registryPort(t, "10.214.0.1")+"/tools/probe:1", wasmtest.Probe(t))
 	const probe = "oci:registry.runnerd.internal/tools/probe:1"
 	wasmRun := func(flags []string, args ...string) []string {
 		return append(append([]string{"run", "--sandbox", "container/wasm"}, flags...), append([]string{"--", probe}, args...)...)
