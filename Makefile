@@ -34,7 +34,7 @@ images: engines ## make the images into bin/images
 
 build: ## compile runnerd into bin/
 	@mkdir -p bin/engines
-	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/engines/ ./cmd/runnerd-init ./cmd/runnerd-clone ./cmd/runnerd-lend ./cmd/runnerd-plan ./cmd/runnerd-probe
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/engines/ ./cmd/runnerd-init ./cmd/runnerd-clone ./cmd/runnerd-lend ./cmd/runnerd-plan ./cmd/runnerd-probe ./cmd/runnerd-wasm
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/runnerd ./cmd/runnerd
 
 demo: images build ## build examples/farm cold and warm, then run a Docker Engine in a sandbox (ARGS=--keep)
@@ -68,7 +68,7 @@ lint: ## gofumpt, vet, staticcheck, shellcheck
 
 bench: PACKAGES += zstd
 
-bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|gitlab|memory|density|mask)
+bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|gitlab|memory|density|mask|wasm)
 	@go test -tags integration,bench -count 1 -timeout 3h -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
 
 clean: ## remove what was built

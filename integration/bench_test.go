@@ -39,6 +39,7 @@ func TestBench(t *testing.T) {
 		{"memory", benchMemory},
 		{"density", benchDensity},
 		{"mask", benchMask},
+		{"wasm", benchWASM},
 	} {
 		t.Run(group.name, group.run)
 	}

@@ -23,6 +23,8 @@ type Request struct {
 	Image   string          `json:"image,omitempty"`
 	Env     []string        `json:"env,omitempty"`
 	Limits  sandbox.Limits  `json:"limits"`
+	// Module is what WebAssembly modules may see and use, in a sandbox with that layer.
+	Module sandbox.Module `json:"module,omitzero"`
 	// Pull says how Image is got; empty: as configured. Registry is the host for which the last two of the submitted
 	// secrets are credentials; see Credentials.
 	Pull     sandbox.PullPolicy `json:"pull,omitempty"`

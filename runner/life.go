@@ -37,7 +37,9 @@ type Config struct {
 	// with the reason for the wait whenever that changes. An error that is not that of ctx fails the job.
 	Room func(ctx context.Context, waiting func(reason string)) error
 	// Policy says which nestings may run. The zero value allows none.
-	Policy    sandbox.Policy
+	Policy sandbox.Policy
+	// Admit, when not nil, is asked about each job that the policy allows. Its error may wrap sandbox.ErrDenied.
+	Admit     func(ctx context.Context, r Request) error
 	Admission *Admission
 
 	// MaxLive is the largest number of jobs that are taken from the source at once, those that wait for
@@ -190,6 +192,11 @@ func (j *jobRun) run(ctx context.Context) error {
 	times := &j.result.Times
 	if err := j.Policy.Allow(j.Nesting); err != nil {
 		return err
+	}
+	if j.Admit != nil {
+		if err := j.Admit(ctx, j.Request); err != nil {
+			return because(ctx, err)
+		}
 	}
 
 	release, err := j.Admission.Admit(ctx, j.ID, j.Limits, func(reason string) { j.state(ctx, Waiting, reason) })

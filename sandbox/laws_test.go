@@ -123,7 +123,9 @@ func TestNormal(t *testing.T) {
 		"container/dind/container":                "container/dind/container",
 		"container/dind/container/dind":           "container/dind/container/dind",
 		"container/dind/container/container/dind": "container/dind/container/container/dind",
-		"container/container/wasm":                "container/container/wasm",
+		"container/container/wasm":                "container/wasm",
+		"container/dind/container/wasm":           "container/dind/container/wasm",
+		"container/dind/wasm":                     "container/dind/wasm",
 		"dind/container/dind":                     "dind/container/dind",
 	} {
 		n, err := ParseNesting(text)
@@ -138,7 +140,7 @@ func TestNormal(t *testing.T) {
 
 func TestPolicyFor(t *testing.T) {
 	for e, allowed := range map[Environment][]string{
-		Production:  {"container", "container/dind", "container/buildkit"},
+		Production:  {"container", "container/dind", "container/buildkit", "container/wasm"},
 		Development: {"container", "container/dind", "container/buildkit", "container/wasm", "container/dind/container", "container/container/wasm"},
 		Edge:        {"container", "container/wasm"},
 		Measurement: {"container/dind/container/dind", "container/dind/container/wasm", "container/dind/container"},

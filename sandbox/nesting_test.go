@@ -80,7 +80,7 @@ func TestZeroPolicyDenies(t *testing.T) {
 func TestDefaultPolicy(t *testing.T) {
 	p := DefaultPolicy()
 	for text, allowed := range map[string]bool{
-		"container": true, "container/dind": true, "container/buildkit": true,
+		"container": true, "container/dind": true, "container/buildkit": true, "container/wasm": true,
 		"dind": false, "buildkit": false, "container/container": false, "container/dind/container": false,
 	} {
 		n, err := ParseNesting(text)

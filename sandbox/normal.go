@@ -11,8 +11,9 @@ type Level struct {
 // holds what none held in n: so a policy that allows n allows it. The reverse does not hold, which is why a Policy
 // judges what was written.
 //
-// There is one rule: a container of a container, made for nothing but an engine, is the engine's own. Engines are
-// companions in their sandbox's pod and bring their container. Below an engine nothing is flattened: what runs there
+// There is one rule: a container of a container, made for nothing but an engine or a module, is theirs. Engines are
+// companions in their sandbox's pod and bring their container; a module runs in the sandbox's own, in which nothing else
+// runs then, and sees no more of it than is declared. Below an engine nothing is flattened: what runs there
 // would reach an engine that it was kept from, and with it all of that engine's containers.
 func (n Nesting) Normal() (Nesting, []Level) {
 	levels := make([]Level, len(n))
@@ -21,9 +22,12 @@ func (n Nesting) Normal() (Nesting, []Level) {
 		l := &levels[i]
 		l.Kind = kind
 		inSandbox := len(normal) == 1 && normal[0] == Container
-		switch next := engineAfter(n[i:]); {
+		switch next := payloadOf(n[i:]); {
 		case i == 0:
 			l.Why = "the outermost layer is the job's boundary to the machine"
+		case kind == Container && next == WASM && inSandbox:
+			l.Flattened, l.Why = true, "the module's runtime is in the sandbox's own container, in which nothing else runs"
+			continue
 		case kind == Container && next != "" && inSandbox:
 			l.Flattened, l.Why = true, "the "+string(next)+" engine runs beside the job, on the sandbox's own layer, and brings its container"
 			continue
@@ -43,12 +47,12 @@ func (n Nesting) Normal() (Nesting, []Level) {
 	return normal, levels
 }
 
-// engineAfter is the engine that containers at the beginning of n are there for, if nothing else is in them.
-func engineAfter(n Nesting) Kind {
+// payloadOf is the engine, or the module, that containers at the beginning of n are there for, if nothing else is in them.
+func payloadOf(n Nesting) Kind {
 	for _, kind := range n {
 		switch kind {
 		case Container:
-		case DinD, BuildKit:
+		case DinD, BuildKit, WASM:
 			return kind
 		default:
 			return ""

@@ -19,7 +19,7 @@ type Policy struct {
 
 // DefaultPolicy is the one for production: two layers, containers outermost.
 func DefaultPolicy() Policy {
-	return Policy{MaxDepth: 2, May: map[Kind][]Kind{"": {Container}, Container: {DinD, BuildKit}}}
+	return Policy{MaxDepth: 2, May: map[Kind][]Kind{"": {Container}, Container: {DinD, BuildKit, WASM}}}
 }
 
 // Environment is a kind of place that sandboxes run in, with a policy of its own.
@@ -40,7 +40,7 @@ func Environments() []Environment { return []Environment{Production, Development
 // a container is one layer, a module in it the second. Development and measurement have everything in everything that
 // it could be in, to three and four layers. The error names the environments.
 func PolicyFor(e Environment) (Policy, error) {
-	all := map[Kind][]Kind{"": {Container}, Container: Kinds(), DinD: {Container}}
+	all := map[Kind][]Kind{"": {Container}, Container: Kinds(), DinD: {Container, WASM}}
 	switch e {
 	case Production:
 		return DefaultPolicy(), nil

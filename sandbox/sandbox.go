@@ -61,6 +61,8 @@ type Spec struct {
 	Volumes map[string]string
 	// Toolbox is an image whose programs can be run beside those of its own: see Toolboxed. nil: there is none.
 	Toolbox *Toolbox
+	// Module is what WebAssembly modules may see and use, in a sandbox with that layer.
+	Module Module
 	// EngineArgs are further arguments of an engine in the sandbox.
 	EngineArgs []string
 	// State names a disk that outlives the sandbox, for a worker that keeps its cache between starts.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -89,6 +90,34 @@ func (l *limitFlags) register(flags *pflag.FlagSet) {
 
 func (l *limitFlags) limits() sandbox.Limits {
 	return sandbox.Limits{CPU: sandbox.MilliCPU(l.cpu.value), Memory: int64(l.memory.value), PIDs: l.pids, Disk: int64(l.disk.value)}
+}
+
+// moduleFlags are those of what WebAssembly modules may see and use.
+type moduleFlags struct {
+	dirs       []string
+	clock      bool
+	memory     textFlag[config.Size, *config.Size]
+	fuel, time textFlag[config.Duration, *config.Duration]
+}
+
+func (m *moduleFlags) register(flags *pflag.FlagSet) {
+	flags.StringArrayVar(&m.dirs, "module-dir", nil, "a directory of the sandbox that a module sees: `PATH`[:AT][:ro]; may be repeated")
+	flags.BoolVar(&m.clock, "module-clock", false, "let a module read the time and sleep")
+	flags.Var(&m.memory, "module-memory", "`SIZE` that a module's memory may grow to (default: 512MiB)")
+	flags.Var(&m.fuel, "module-fuel", "processor `TIME` that a module may use (default: 1h)")
+	flags.Var(&m.time, "module-time", "`DURATION` that a module may run (default: the job's timeout)")
+}
+
+func (m *moduleFlags) module() (sandbox.Module, error) {
+	out := sandbox.Module{Clock: m.clock, Memory: int64(m.memory.value), Fuel: time.Duration(m.fuel.value), Time: time.Duration(m.time.value)}
+	for _, text := range m.dirs {
+		d, err := sandbox.ParseModuleDir(text)
+		if err != nil {
+			return out, fmt.Errorf("--module-dir: %w", err)
+		}
+		out.Dirs = append(out.Dirs, d)
+	}
+	return out, out.Check()
 }
 
 // terminal returns the descriptor of a stream, and whether it is a terminal.

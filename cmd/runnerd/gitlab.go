@@ -83,8 +83,8 @@ func (a *assembly) run(ctx context.Context) error {
 	defer cancel(nil)
 	var forges sync.WaitGroup
 	forges.Go(func() { _ = a.gitlab.Run(ctx) })
-	forges.Go(func() { _ = a.runner.Run(ctx, a.metrics.Source(a.gitlab)) }) // both end with ctx only
-	err := a.runner.Run(ctx, a.metrics.Source(a.queue))
+	forges.Go(func() { _ = a.runner.Run(ctx, a.source(a.gitlab)) }) // both end with ctx only
+	err := a.runner.Run(ctx, a.source(a.queue))
 	cancel(err)
 	forges.Wait()
 	return err

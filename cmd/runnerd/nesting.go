@@ -120,7 +120,7 @@ func starts(outer, inner sandbox.Kind) error {
 	if outer == sandbox.Container && inner == sandbox.BuildKit {
 		return nil
 	}
-	return sandbox.Starts(driversOf(nil, nil), outer, inner)
+	return sandbox.Starts(driversOf(nil, nil, nil), outer, inner)
 }
 
 func writeNesting(w io.Writer, e sandbox.Explanation) error {

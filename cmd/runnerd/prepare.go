@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/distribution/reference"
@@ -37,7 +38,7 @@ func prepare(c *config.Config) func(*runner.Request) error {
 			}
 		} else if r.Image == "" {
 			r.Image = c.JobImage
-			if len(r.Nesting) > 1 {
+			if slices.Contains(r.Nesting, sandbox.DinD) {
 				r.Image = c.SandboxImage // it has the docker command
 			}
 		} else if _, err := reference.ParseNormalizedNamed(r.Image); err != nil {
@@ -47,6 +48,9 @@ func prepare(c *config.Config) func(*runner.Request) error {
 			if err := checkKept(r.Payload); err != nil {
 				return err
 			}
+		}
+		if err := checkModule(r); err != nil {
+			return fmt.Errorf("%w: %w", api.ErrInvalid, err)
 		}
 		if r.Pull == "" {
 			r.Pull = sandbox.PullPolicy(c.PullPolicy)
@@ -59,6 +63,16 @@ func prepare(c *config.Config) func(*runner.Request) error {
 		}
 		return limit(&r.Limits, c)
 	}
+}
+
+// checkModule refuses what is declared for modules where none is run, so that nobody takes it for a limit that holds.
+func checkModule(r *runner.Request) error {
+	m := r.Module
+	declared := len(m.Dirs) > 0 || m.Clock || m.Memory != 0 || m.Fuel != 0 || m.Time != 0
+	if declared && r.Nesting[len(r.Nesting)-1] != sandbox.WASM {
+		return fmt.Errorf("module: %s runs no modules: use container/wasm", r.Nesting)
+	}
+	return m.Check()
 }
 
 func limit(l *sandbox.Limits, c *config.Config) error {

@@ -31,6 +31,7 @@ type runFlags struct {
 	timeout                  textFlag[config.Duration, *config.Duration]
 	detach, interactive, tty bool
 	limits                   limitFlags
+	module                   moduleFlags
 	caches, artifacts        []string
 }
 
@@ -43,11 +44,15 @@ func (a *app) runCommand() *cobra.Command {
 with its code. The signals INT, TERM, HUP, QUIT, USR1 and USR2 are passed on to it; a second Ctrl-C cancels
 the job.
 
+In container/wasm the command is a WebAssembly module (WASI preview 1): its path in the sandbox, or oci:REFERENCE, and its
+arguments. It sees the environment given here, the directories of --module-dir, and nothing else of the sandbox.
+
 ` + exitHelp,
 		Example: `  runnerd run -- echo hello
   runnerd run --image golang:1.26 --memory 2GiB -- go version
   runnerd run --cache 'key=go-1,path=.cache/go' --artifact dist -w /workspace -- make
   runnerd run --sandbox container/dind -- docker run --rm debian:bookworm-slim id
+  runnerd run --sandbox container/wasm --module-dir /workspace:ro -- oci:registry.runnerd.internal/tools/lint:1 /workspace
   tar c . | runnerd run -- tar t`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -61,7 +66,8 @@ the job.
 	flags.SetInterspersed(false)
 	flags.StringVar(&f.image, "image", "", "`IMAGE` of the command's root file system (default: the configured one)")
 	flags.StringVar(&f.pull, "pull", "", "`WHEN` the image's registry is asked for it: if-not-present, always or never (default: the configured policy)")
-	flags.StringVar(&f.sandbox, "sandbox", "container", "`NESTING` of the sandbox: container or container/dind")
+	flags.StringVar(&f.sandbox, "sandbox", "container", "`NESTING` of the sandbox: container, container/dind or container/wasm")
+	_ = cmd.RegisterFlagCompletionFunc("sandbox", cobra.FixedCompletions([]cobra.Completion{"container", "container/dind", "container/wasm"}, cobra.ShellCompDirectiveNoFileComp))
 	flags.StringVar(&f.name, "name", "", "`NAME` of the job, for people")
 	whoseFlags(flags, &f.whose)
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment `KEY=VALUE`, or KEY to take it over from here; may be repeated")
@@ -73,6 +79,7 @@ the job.
 	flags.BoolVarP(&f.interactive, "interactive", "i", true, "connect the standard input")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal (default: if input and output are terminals)")
 	f.limits.register(flags)
+	f.module.register(flags)
 	flags.StringArrayVar(&f.caches, "cache", nil, "restore and save files: `key=K,path=P`[,path=P…][,fallback=K…][,policy=pull|push|pull-push][,when=on_success|on_failure|always]; may be repeated")
 	flags.StringArrayVar(&f.artifacts, "artifact", nil, "keep files: `PATH`[,PATH…][,name=N][,when=…][,keep=DURATION]; may be repeated; see 'runnerd outputs'")
 	return cmd
@@ -109,7 +116,7 @@ func (a *app) run(cmd *cobra.Command, f runFlags, args []string) error {
 	case cmd.Flags().Changed("tty"):
 		s.Script.TTY = f.tty
 	default:
-		s.Script.TTY = inTTY && outTTY && f.interactive
+		s.Script.TTY = inTTY && outTTY && f.interactive && s.Sandbox[len(s.Sandbox)-1] != sandbox.WASM
 	}
 	if s.Script.TTY {
 		if w, h, err := term.GetSize(in); err == nil {
@@ -237,6 +244,9 @@ func (a *app) submission(f runFlags, args []string) (api.Submission, error) {
 	s := api.Submission{
 		Name: f.name, Whose: f.whose, Sandbox: nesting, Image: f.image, Pull: f.pull, Limits: f.limits.limits(),
 		Timeout: runner.Duration(f.timeout.value), Script: api.Script{Command: args, User: f.user, Dir: f.workdir},
+	}
+	if s.Module, err = f.module.module(); err != nil {
+		return s, err
 	}
 	if s.Kept, err = parseKept(f.caches, f.artifacts); err != nil {
 		return s, err

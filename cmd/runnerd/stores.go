@@ -23,6 +23,7 @@ func (a *assembly) stores() []budget.Store {
 	all := []budget.Store{
 		a.workers,
 		budget.Directories{Label: "scratch", Paths: in("disks/scratch", "disks/templates")},
+		moduleStore{a.modules, a.modulesDir()},
 		a.logs.Budget(),
 		budget.Directories{Label: "outputs", Paths: in("outputs")},       // removed when fetched, or after outputs.keep
 		budget.Directories{Label: "workspaces", Paths: in("workspaces")}, // removed after the build

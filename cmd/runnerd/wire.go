@@ -31,11 +31,13 @@ import (
 	"github.com/runnerd/runnerd/runner/gitlab"
 	"github.com/runnerd/runnerd/runner/gitlab/job"
 	"github.com/runnerd/runnerd/runner/metrics"
+	"github.com/runnerd/runnerd/runner/plugin"
 	"github.com/runnerd/runnerd/runner/queue"
 	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/sandbox/container"
 	"github.com/runnerd/runnerd/sandbox/dind"
 	"github.com/runnerd/runnerd/sandbox/engine"
+	"github.com/runnerd/runnerd/sandbox/wasm"
 	"github.com/runnerd/runnerd/scope"
 )
 
@@ -55,6 +57,8 @@ type assembly struct {
 	driver   *container.Driver
 	scopes   scopes
 	drivers  map[sandbox.Kind]sandbox.Driver
+	wasm     *wasm.Driver
+	modules  *wasm.Store
 	workers  *buildkit.Workers
 	pool     *sandbox.Pool
 	sessions *api.Attachments
@@ -62,6 +66,8 @@ type assembly struct {
 	agents   *api.Agents
 	outputs  *api.Outputs
 	logs     *runner.LogStore
+	admit    func(ctx context.Context, r runner.Request) error // nil: nobody is asked
+	filter   *plugin.Filter                                    // of logs; nil: there is none
 	disk     *budget.Budget
 	cache    *cache.Store
 	queue    *queue.Queue
@@ -246,7 +252,8 @@ func (a *assembly) startDrivers(ctx context.Context) (err error) {
 	}
 	a.scopes.driver.Store(a.driver)
 	a.later(a.driver.Close)
-	a.drivers = driversOf(a.driver, dind.New(a.engineConfig()))
+	a.startModules()
+	a.drivers = driversOf(a.driver, dind.New(a.engineConfig()), a.wasm)
 	return nil
 }
 
@@ -261,8 +268,8 @@ func (a *assembly) engineConfig() dind.Config {
 }
 
 // driversOf are the drivers of this build. With nil pointers they can be asked what they start where, and no more.
-func driversOf(c *container.Driver, d *dind.Driver) map[sandbox.Kind]sandbox.Driver {
-	return map[sandbox.Kind]sandbox.Driver{sandbox.Container: c, sandbox.DinD: d}
+func driversOf(c *container.Driver, d *dind.Driver, w *wasm.Driver) map[sandbox.Kind]sandbox.Driver {
+	return map[sandbox.Kind]sandbox.Driver{sandbox.Container: c, sandbox.DinD: d, sandbox.WASM: w}
 }
 
 // mirror is the registry as sandboxes reach it, registryHost as they name it.
@@ -404,11 +411,15 @@ func (a *assembly) insecure(host string) bool {
 
 func (a *assembly) startRunner(context.Context) (err error) {
 	c := a.config
+	if err := a.startPlugins(); err != nil {
+		return err
+	}
 	a.runner, err = runner.New(runner.Config{
 		Open:      a.open,
 		Room:      a.metrics.Room(a.makeRoom),
 		Observe:   a.metrics.Observe,
 		Policy:    c.Policy.Sandbox(),
+		Admit:     a.admit,
 		Admission: runner.NewAdmission(runner.Capacity{CPU: sandbox.MilliCPU(c.Capacity.CPU), Memory: int64(c.Capacity.Memory), Jobs: c.Capacity.Jobs}),
 		Drain:     time.Duration(c.Drain), DefaultTimeout: time.Duration(c.Timeout.Default), MaxTimeout: time.Duration(c.Timeout.Max),
 		Log: a.log.With("component", "runner"),
@@ -445,7 +456,7 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 		}
 		return lease, nil
 	}
-	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Toolbox: j.Toolbox}
+	spec := sandbox.Spec{ID: j.ID, Image: j.Image, Pull: j.Pull, Env: j.Env, Limits: j.Limits, Volumes: j.Volumes, EngineArgs: j.EngineArgs, Toolbox: j.Toolbox, Module: j.Module}
 	sb, err := a.scriptSandbox(ctx, j, spec)
 	for _, other := range j.Else {
 		if !errors.Is(err, sandbox.ErrImage) {
@@ -498,6 +509,9 @@ func (a *assembly) start(ctx context.Context, n sandbox.Nesting, s sandbox.Spec)
 	maps.Copy(volumes, s.Volumes)
 	s.Volumes = volumes
 	s.Hosts = map[string]string{registryName: a.gateway()}
+	if slices.Contains(n, sandbox.WASM) {
+		s.Programs = a.wasm.Programs()
+	}
 	return sandbox.Open(ctx, nil, n, s, a.drivers, a.config.Policy.Sandbox())
 }
 

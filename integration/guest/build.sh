@@ -47,7 +47,7 @@ index=$(jq -c '.manifests |= map(select(.annotations["org.opencontainers.image.r
 inputs=$({
 	echo "$kernel" "$index"
 	cat "$here/build.sh" "$here/init" "$bin/engines/MANIFEST"
-	sha256sum "$bin"/engines/runnerd-{init,clone,plan}
+	sha256sum "$bin"/engines/runnerd-{init,clone,plan,wasm}
 	sha256sum <"$bin/runnerd"
 	sha256sum <"$work/integration.test"
 	sha256sum <"$(command -v busybox)"

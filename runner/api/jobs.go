@@ -85,7 +85,7 @@ func (s *Server) submit(ctx context.Context, in *body[Submission]) (*body[Job], 
 	}
 	r := runner.Request{
 		ID: newID(), Name: sub.Name, Scope: whose, Nesting: sub.Sandbox, Image: sub.Image, Env: sub.Env,
-		Limits: sub.Limits, Timeout: sub.Timeout, Attach: sub.Attach, Pull: sandbox.PullPolicy(sub.Pull),
+		Limits: sub.Limits, Module: sub.Module, Timeout: sub.Timeout, Attach: sub.Attach, Pull: sandbox.PullPolicy(sub.Pull),
 		Kind: KindScript, Payload: payload,
 	}
 	if err := s.cfg.Prepare(&r); err != nil {

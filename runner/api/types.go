@@ -47,7 +47,8 @@ func (w Whose) scope() (scope.Scope, error) {
 type Submission struct {
 	Name string `json:"name,omitempty" maxLength:"200" doc:"For people; the command if empty."`
 	Whose
-	Sandbox    sandbox.Nesting        `json:"sandbox,omitempty" doc:"The nesting of its sandbox: container (the default) or container/dind."`
+	Sandbox    sandbox.Nesting        `json:"sandbox,omitempty" doc:"The nesting of its sandbox: container (the default), container/dind or container/wasm."`
+	Module     sandbox.Module         `json:"module,omitzero" doc:"What WebAssembly modules may see and use, in container/wasm. There script.command begins with the module: its path in the sandbox, or oci:REFERENCE."`
 	Image      string                 `json:"image,omitempty" maxLength:"500" doc:"Empty: the configured one."`
 	Env        []string               `json:"env,omitempty" maxItems:"10000" doc:"KEY=value, added to the image's."`
 	Pull       string                 `json:"pull,omitempty" enum:"if-not-present,always,never" doc:"When the image's registry is asked for it; empty: the configured policy. Whether the job may have the image is asked on every use."`

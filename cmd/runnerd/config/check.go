@@ -68,6 +68,8 @@ func (c *Config) check() []complaint {
 	k.that(c.Outputs.Keep > 0, "outputs.keep", "must be more than 0")
 	k.cache(c.Cache)
 	k.policy(c.Policy)
+	k.absolute("plugins.admission", c.Plugins.Admission, false)
+	k.absolute("plugins.log_filter", c.Plugins.LogFilter, false)
 	k.pool(c)
 	k.that(c.Builder.Disk >= 1<<30, "builder.disk", "%s is too little for a build cache: at least 1GiB", c.Builder.Disk)
 	k.that(c.Builder.Memory == 0 || c.Builder.Memory >= 64<<20, "builder.memory", "%s is too little: at least 64MiB", c.Builder.Memory)

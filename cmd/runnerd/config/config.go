@@ -41,6 +41,7 @@ type Config struct {
 	Outputs  Outputs  `yaml:"outputs" doc:"The files that builds write, until their clients have fetched them."`
 	Cache    Cache    `yaml:"cache" doc:"The caches of CI jobs, and what jobs leave (artifacts)."`
 	Policy   Policy   `yaml:"policy" doc:"Which nestings of sandboxes may run. What is not listed is refused."`
+	Plugins  Plugins  `yaml:"plugins" doc:"WebAssembly modules (WASI preview 1) of the operator's that decide about jobs. A file that is replaced is used at once."`
 	Pool     []Pool   `yaml:"pool" doc:"Sandboxes that are started ahead, so that a job of the same kind and image begins at once, such as: {sandbox: container, image: debian:bookworm-slim, size: 4}."`
 
 	Spare Spare `yaml:"spare" doc:"Sandboxes that are started ahead without being configured as a pool: of the kinds and images that jobs asked for last, as many as were asked for at once."`
@@ -165,6 +166,12 @@ type Policy struct {
 	May      map[string][]sandbox.Kind `yaml:"may" doc:"Which layer may hold which; 'machine' is the machine itself."`
 }
 
+// Plugins are modules that decide about jobs.
+type Plugins struct {
+	Admission string `yaml:"admission" doc:"The file of one that says whether a job may run: it gets the job as JSON and answers {\"allow\": true} or {\"allow\": false, \"reason\": \"…\"}. One that fails has denied it. Empty: policy decides alone."`
+	LogFilter string `yaml:"log_filter" doc:"The file of one that reads what a job writes, secrets hidden, and writes what is kept of it and sent to forges. Of what one that fails has not written nothing is kept. Of builds the steps' output is left out. Empty: all is kept."`
+}
+
 // Machine is the key of Policy.May that stands for the machine itself.
 const Machine = "machine"
 
@@ -280,7 +287,7 @@ func Default() *Config {
 		},
 		Policy: Policy{MaxDepth: 2, May: map[string][]sandbox.Kind{
 			Machine:                   {sandbox.Container},
-			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit},
+			string(sandbox.Container): {sandbox.DinD, sandbox.BuildKit, sandbox.WASM},
 		}},
 		Spare:   Spare{Keep: Duration(10 * time.Minute)},
 		Builder: Builder{Disk: 50 << 30, Idle: Duration(10 * time.Minute)},

@@ -143,6 +143,9 @@ func (p *plan) images() (err error) {
 			return err
 		}
 	}
+	if slices.Contains(p.nesting, sandbox.WASM) {
+		return configurationError("the sandbox %s of runner %s runs modules, and a job of GitLab is scripts: register it with container or container/dind", p.nesting, p.Runner.Name)
+	}
 	if p.engine != nil && !slices.Contains(p.nesting, sandbox.DinD) {
 		p.nesting = append(slices.Clone(p.nesting), sandbox.DinD)
 	}
