@@ -251,6 +251,7 @@ func (d *Driver) removeRoots(ctx context.Context) error {
 	defer cancel()
 	return errors.Join(
 		cgroup{h: d.cgroups, path: "/" + d.cfg.Name}.remove(ctx),
+		d.shims().remove(ctx),
 		removeEmpty(d.sandboxesDir()),
 		removeEmpty(d.tempMountsDir()),
 		os.RemoveAll(d.shimsDir()), // the last shim may still be on its way out
