@@ -37,6 +37,8 @@ func TestBench(t *testing.T) {
 		{"cache", benchCache},
 		{"memory", benchMemory},
 		{"density", benchDensity},
+		{"sharing", benchSharing},
+		{"usage", benchUsage},
 		{"mask", benchMask},
 	} {
 		t.Run(group.name, group.run)
