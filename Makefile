@@ -68,7 +68,7 @@ lint: ## gofumpt, vet, staticcheck, shellcheck
 
 bench: PACKAGES += zstd
 
-bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|gitlab|memory|density|mask|wasm)
+bench: images build ## measure, and print goal, figure and verdict (ROWS=start|engine|worker|builds|farm|dockerbuild|cache|gitlab|memory|density|sharing|usage|mask|wasm)
 	@go test -tags integration,bench -count 1 -timeout 3h -run "TestBench$(if $(ROWS),/$(ROWS))" -v ./integration | grep --line-buffered -vE "^ *(=== |--- )"
 
 clean: ## remove what was built

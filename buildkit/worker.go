@@ -39,6 +39,8 @@ type worker struct {
 	err    error
 	sb     sandbox.Sandbox
 	client *client.Client
+	shares shares
+	took   time.Duration // until buildkitd answered, from when its sandbox was there
 	cloned bool          // it stands on the state of the scope above
 	exited chan struct{} // closed when buildkitd has ended
 	gone   chan struct{} // closed when nothing of it is left
@@ -102,6 +104,7 @@ func (w *worker) start(ctx context.Context, cfg WorkersConfig, spec sandbox.Spec
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	life, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -134,7 +137,7 @@ func (w *worker) start(ctx context.Context, cfg WorkersConfig, spec sandbox.Spec
 		defer close(w.exited)
 		defer socket.Close()
 		exit, err := sb.Exec(life, sandbox.Process{
-			Args:  sandbox.EngineArgs("buildkitd", "--config", configPath, "--addr", "fd://"),
+			Args:  sandbox.EngineArgs("buildkitd", "--config", configPath, "--addr", "fd://", rootful),
 			Files: []*os.File{socket}, Stdout: log, Stderr: log, Signals: w.signals,
 		})
 		if life.Err() == nil && !w.stopping.Load() {
@@ -150,7 +153,8 @@ func (w *worker) start(ctx context.Context, cfg WorkersConfig, spec sandbox.Spec
 	if err := awaitWorker(ctx, c, w.exited); err != nil {
 		return errors.Join(fmt.Errorf("%w: %s", err, log), c.Close())
 	}
-	w.sb, w.client, w.kill = sb, c, kill
+	w.sb, w.client, w.kill, w.took = sb, c, kill, time.Since(began)
+	w.shares.read = func() (sandbox.Usage, error) { return sb.Usage(context.Background()) }
 	return nil
 }
 
@@ -212,10 +216,15 @@ func (w *worker) end(log *slog.Logger) {
 	}
 }
 
+// rootful has buildkitd place its steps in the cgroups that it is told (config): in a user namespace it would leave that
+// to runc, which puts them below its own (moby/buildkit, util/rootless/specconv). Nothing else depends on it here.
+const rootful = "--oci-worker-rootless=false"
+
 // config is buildkitd's (moby/buildkit, docs/buildkitd.toml.md). What is not named is denied: entitlements,
 // devices, and frontends other than the built-in ones. networkMode "host" is the sandbox's network, which
 // is the worker's own: a network namespace a step would cost its start and protect nothing from anyone.
-// gc is the daemon's to do, when no clone stands on the state.
+// gc is the daemon's to do, when no clone stands on the state. Steps have their cgroups beside buildkitd's own, not
+// below it, so that it is known what they have used.
 func (cfg WorkersConfig) config() string {
 	text := fmt.Sprintf(`root = %q
 insecure-entitlements = []
@@ -232,6 +241,7 @@ insecure-entitlements = []
   snapshotter = "overlayfs"
   networkMode = "host"
   noProcessSandbox = false
+  defaultCgroupParent = "/"
   gc = false
 `, StatePath)
 	if cfg.MaxParallelism > 0 {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/buildkit/client"
@@ -78,14 +79,17 @@ func NewWorkers(cfg WorkersConfig) *Workers {
 	}
 }
 
-// Lease lets a job use its scope's worker. It is the job's sandbox: what Exec and Usage say is the
-// worker's, but for the OOM kills: whose they were, a lease does not know.
+// Lease lets a job use its scope's worker. It is the job's sandbox: what Exec says is the worker's, of what it uses the
+// lease has its share.
 type Lease struct {
 	sandbox.Sandbox
-	Client *client.Client
-	ws     *Workers
-	w      *worker
-	give   func()
+	Client   *client.Client
+	ws       *Workers
+	w        *worker
+	give     func()
+	share    *share
+	fresh    bool // the worker was started for it
+	uploaded *atomic.Int64
 }
 
 // Close gives the worker back. Safe to call twice.
@@ -118,15 +122,10 @@ func (l *Lease) Renew(ctx context.Context) error {
 		return err
 	}
 	l.give()
+	next.w.shares.inherit(next.share, l.share.used) // nothing is added to it any more
+	next.uploaded = l.uploaded
 	*l = *next
 	return nil
-}
-
-// Usage is the worker's, without its OOM kills.
-func (l *Lease) Usage(ctx context.Context) (sandbox.Usage, error) {
-	u, err := l.Sandbox.Usage(ctx)
-	u.OOMKills = 0
-	return u, err
 }
 
 // Dial connects to the worker's buildkitd. Who is given the connection is not held back by anything: see package
@@ -154,10 +153,15 @@ func (ws *Workers) Lease(ctx context.Context, of scope.Scope) (*Lease, error) {
 	if of.IsZero() {
 		return nil, errNobody
 	}
-	for tidied := false; ; {
+	for tidied, fresh := false, false; ; {
 		w, err := ws.take(ctx, of)
 		if err != nil {
 			return nil, err
+		}
+		select {
+		case <-w.ready:
+		default:
+			fresh = true
 		}
 		select {
 		case <-w.ready:
@@ -183,13 +187,17 @@ func (ws *Workers) Lease(ctx context.Context, of scope.Scope) (*Lease, error) {
 				continue
 			}
 		}
-		return ws.lease(w, true), nil
+		l := ws.lease(w, true)
+		l.fresh = fresh
+		return l, nil
 	}
 }
 
 // lease is a lease of a worker that is ready and has been taken. Only builds keep it from being idle.
 func (ws *Workers) lease(w *worker, build bool) *Lease {
-	return &Lease{Sandbox: w.sb, Client: w.client, ws: ws, w: w, give: sync.OnceFunc(func() {
+	mine := w.shares.begin()
+	return &Lease{Sandbox: w.sb, Client: w.client, ws: ws, w: w, share: mine, uploaded: new(atomic.Int64), give: sync.OnceFunc(func() {
+		w.shares.end(mine)
 		if build {
 			ws.mu.Lock()
 			w.used, ws.built[w.scope] = time.Now(), time.Now()

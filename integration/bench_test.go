@@ -38,6 +38,8 @@ func TestBench(t *testing.T) {
 		{"cache", benchCache},
 		{"memory", benchMemory},
 		{"density", benchDensity},
+		{"sharing", benchSharing},
+		{"usage", benchUsage},
 		{"mask", benchMask},
 		{"wasm", benchWASM},
 	} {

@@ -198,8 +198,10 @@ func (d *daemon) nothingLeft() {
 	}
 	instance := d.instance()
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
-		groups, _ := filepath.Glob(pattern + instance)
-		left = append(left, groups...)
+		for _, name := range []string{instance, instance + ".shims"} {
+			groups, _ := filepath.Glob(pattern + name)
+			left = append(left, groups...)
+		}
 	}
 	for _, file := range []string{"/run/runnerd-claims/" + instance + ".json", "/run/" + instance + ".shims"} {
 		if _, err := os.Lstat(file); err == nil {

@@ -154,6 +154,7 @@ func (h *machine) leftovers(prefix string) []string {
 	}
 	for _, pattern := range []string{
 		"/sys/fs/cgroup/*/" + h.name + "/" + prefix + "*", "/sys/fs/cgroup/" + h.name + "/" + prefix + "*",
+		"/sys/fs/cgroup/*/" + h.name + ".shims/" + prefix + "*", "/sys/fs/cgroup/" + h.name + ".shims/" + prefix + "*",
 		filepath.Join(h.dir, "state/disks/scratch", prefix+"*"), filepath.Join(h.dir, "run/sandboxes", prefix+"*"),
 		filepath.Join(h.dir, "state/loans", prefix+"*"),
 		filepath.Join(h.dir, "run/runc", h.name, prefix+"*"),

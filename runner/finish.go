@@ -46,8 +46,10 @@ func (j *jobRun) closeSandbox(ctx context.Context, sb sandbox.Sandbox) (err erro
 	defer recovered("removing the sandbox", &err)
 	ctx, cancel := j.cleanup(ctx)
 	defer cancel()
-	j.usage(ctx, sb)
-	return sb.Close(ctx)
+	j.usage(ctx, sb) // while its engine is there
+	err = sb.Close(ctx)
+	j.usage(ctx, sb) // how long its end took, too
+	return err
 }
 
 // cleanup is a context for what must be done although ctx has ended.
@@ -66,6 +68,9 @@ func (j *jobRun) decide(ctx context.Context, err error) {
 	res.Err = err
 	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
 		j.Log.Error("panic", "id", j.ID, "error", err, "stack", string(panicked.stack))
+	}
+	for _, line := range summary(res.Usage) {
+		j.out.notice("%s", line)
 	}
 	if text := j.lastLine(); text != "" {
 		j.out.notice("%s", text)

@@ -229,6 +229,7 @@ func (j *jobRun) run(ctx context.Context) error {
 	j.state(ctx, Running, "")
 	err = because(ctx, j.steps(ctx, sb))
 	times.Ended = time.Now()
+	j.usage(ctx, sb)
 	j.decide(ctx, err) // who waits for it need not wait for the sandbox to close
 	return err
 }

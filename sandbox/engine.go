@@ -11,6 +11,7 @@ const engineScript = `if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
 		while read -r pid; do echo "$pid" >init/cgroup.procs; done <cgroup.procs 2>/dev/null
 		if echo "+cpu +memory +pids" >cgroup.subtree_control; then break; fi
 	done
+	{ echo "+io" >cgroup.subtree_control; } 2>/dev/null # for whose the transfers are; it may be missing
 	cd "$OLDPWD"
 fi
 exec "$0" "$@"`

@@ -137,16 +137,6 @@ type Limits struct {
 // MilliCPU counts processors in thousandths, as Kubernetes does.
 type MilliCPU int64
 
-// Usage is what a sandbox has used, from its cgroups and its disk.
-type Usage struct {
-	CPU        time.Duration `json:"cpu_ns"`            // user and system time
-	Memory     int64         `json:"memory_bytes"`      // now, page cache included
-	MemoryPeak int64         `json:"memory_peak_bytes"` // highest so far
-	PIDs       int64         `json:"pids"`              // now
-	Disk       int64         `json:"disk_bytes"`        // blocks in use on the scratch disk
-	OOMKills   int64         `json:"oom_kills"`
-}
-
 // ErrImage is wrapped by Start's error when the image cannot be had, whatever the reason.
 var ErrImage = errors.New("the image cannot be had")
 

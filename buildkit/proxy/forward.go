@@ -72,6 +72,9 @@ func (p *Proxy) handle(_ any, in grpc.ServerStream) (err error) {
 	if err != nil {
 		return status.Error(codes.FailedPrecondition, err.Error()) // not Unavailable: clients would try again and hide why
 	}
+	if p.cfg.Working != nil && rule.limit != nil && !rule.streams { // a build
+		defer p.cfg.Working()()
+	}
 	ctx = metadata.NewOutgoingContext(ctx, md.Copy())
 	if rule.call != nil {
 		answer, err := rule.call(p, ctx, conn, method, first)
@@ -86,7 +89,7 @@ func (p *Proxy) handle(_ any, in grpc.ServerStream) (err error) {
 	}
 	if rule.streams {
 		go func() {
-			if err := upstream(in, out); err != nil {
+			if err := p.upstream(in, out); err != nil {
 				cancel(err)
 			}
 		}()
@@ -108,7 +111,7 @@ func (p *Proxy) receive(ctx context.Context, in grpc.ServerStream, message *[]by
 }
 
 // upstream passes on what the client says, to its end.
-func upstream(in grpc.ServerStream, out grpc.ClientStream) error {
+func (p *Proxy) upstream(in grpc.ServerStream, out grpc.ClientStream) error {
 	for {
 		var message []byte
 		if err := in.RecvMsg(&message); errors.Is(err, io.EOF) {
@@ -116,6 +119,7 @@ func upstream(in grpc.ServerStream, out grpc.ClientStream) error {
 		} else if err != nil {
 			return err
 		}
+		p.uploaded.Add(int64(len(message)))
 		if err := out.SendMsg(&message); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil // downstream tells why

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -48,6 +49,8 @@ type Config struct {
 	// Lease gets the worker of the job's scope. It is called when the job first builds, and again when the
 	// worker has died.
 	Lease func(ctx context.Context) (Worker, error)
+	// Working is told that a build runs on that worker, until what it returns is called. May be nil.
+	Working func() (done func())
 	// Frontends are the images that "# syntax=" lines may name beside docker/dockerfile. The built-in
 	// frontend serves them all.
 	Frontends []string
@@ -66,6 +69,8 @@ type Proxy struct {
 	receiving, open, solves chan struct{} // held while a call is received, a session is open, a build runs
 	// patience is how long a call waits for what it names to become the job's.
 	patience time.Duration
+
+	uploaded atomic.Int64 // bytes of sessions that clients have sent
 
 	builds, sessions ids
 	blobs            ids // digests that the history of the job's builds names
@@ -105,6 +110,9 @@ func (p *Proxy) Serve(l net.Listener) {
 		}
 	})
 }
+
+// Uploaded is how many bytes the builds' clients have sent by their sessions: contexts, for the most part.
+func (p *Proxy) Uploaded() int64 { return p.uploaded.Load() }
 
 // Close ends the job's builds, closes its connections, and gives the worker back. Safe to call twice.
 func (p *Proxy) Close(ctx context.Context) error {

@@ -18,7 +18,7 @@ import (
 
 // main serves the host until SIGTERM; called as "listen -- path args…" it becomes a process that was passed
 // listening sockets (sd_listen_fds(3)), whose LISTEN_PID has to be its own; as "chroot root dir command args…" one that
-// has another root; as "archive …" it makes or extracts a tar for the job that it was started for.
+// has another root; as "tune how command args…" one whose memory is treated otherwise; as "archive …" it makes or extracts a tar for the job that it was started for.
 func main() {
 	if len(os.Args) > 4 && os.Args[1] == "listen" && os.Args[2] == "--" {
 		err := unix.Exec(os.Args[3], os.Args[4:], append(os.Environ(), "LISTEN_PID="+strconv.Itoa(os.Getpid())))
@@ -26,6 +26,10 @@ func main() {
 	}
 	if len(os.Args) > 4 && os.Args[1] == "chroot" {
 		code, err := enter(os.Args[2], os.Args[3], os.Args[4:])
+		die(code, "", err)
+	}
+	if len(os.Args) > 3 && os.Args[1] == "tune" {
+		code, err := tuned(os.Args[2], os.Args[3:])
 		die(code, "", err)
 	}
 	if len(os.Args) > 1 && os.Args[1] == "archive" {

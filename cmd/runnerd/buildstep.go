@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 
@@ -102,7 +103,10 @@ func (s *buildStep) attempt(ctx context.Context, lease *buildkit.Lease, out runn
 		s.build, imports = s.share.importing(s.request.Scope, s.build)
 		s.build.Record = func(r buildkit.Record) { record = &r }
 	}
+	defer lease.Working()()
+	sent := uploads{}
 	result, err := s.build.Run(ctx, lease.Client, func(status *bkclient.SolveStatus) {
+		lease.Uploaded(sent.more(status))
 		buildkit.HideMissing(status, imports)
 		mask.hide(status)
 		report(status)
@@ -160,4 +164,22 @@ func oomKills(ctx context.Context, lease *buildkit.Lease) int64 {
 		return 0
 	}
 	return u.OOMKills
+}
+
+// uploads are how many bytes of a build's contexts were sent so far, by what BuildKit calls the transfer.
+type uploads map[string]int64
+
+// more returns how many bytes more a status tells of (moby/buildkit, session/filesync: "transferring context:").
+func (u uploads) more(status *bkclient.SolveStatus) (bytes int64) {
+	for _, s := range status.Statuses {
+		if !strings.HasPrefix(s.ID, "transferring") {
+			continue
+		}
+		key := s.Vertex.String() + s.ID
+		if d := s.Current - u[key]; d > 0 {
+			bytes += d
+			u[key] = s.Current
+		}
+	}
+	return bytes
 }

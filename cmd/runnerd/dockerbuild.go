@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/runnerd/runnerd/buildkit"
 	"github.com/runnerd/runnerd/buildkit/proxy"
 	"github.com/runnerd/runnerd/runner"
 	"github.com/runnerd/runnerd/sandbox"
@@ -48,6 +49,7 @@ func (a *assembly) offerBuilder(ctx context.Context, sb sandbox.Sandbox, j runne
 			err = errors.Join(fmt.Errorf("offer the builder: %w", err), sb.Close(cleanup))
 		}
 	}()
+	began := time.Now()
 	listener, ok := sandbox.As[sandbox.Listener](sb)
 	adopter, ok2 := sandbox.As[sandbox.Adopter](sb)
 	if !ok || !ok2 {
@@ -81,39 +83,30 @@ func (a *assembly) offerBuilder(ctx context.Context, sb sandbox.Sandbox, j runne
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	builds := &jobBuilds{}
 	p := proxy.New(proxy.Config{
-		Lease:     func(ctx context.Context) (proxy.Worker, error) { return a.leaseFor(ctx, j) },
+		Lease: func(ctx context.Context) (proxy.Worker, error) {
+			lease, err := a.leaseFor(ctx, j)
+			if err != nil {
+				return nil, err // not a nil *Lease in an interface
+			}
+			builds.add(lease)
+			return lease, nil
+		},
+		Working:   builds.working,
 		Frontends: a.config.Builder.Frontends, Engine: engine, EngineAt: j.EngineAt, Log: a.log.With("component", "proxy", "job", j.ID),
 	})
 	p.Serve(l)
-	return withBuilder{Sandbox: sb, proxy: p}, nil
+	return &withBuilder{Sandbox: sb, proxy: p, builds: builds, offered: time.Since(began)}, nil
 }
 
 // leaseFor leases the worker of a job's scope for what runs in the job's sandbox.
-func (a *assembly) leaseFor(ctx context.Context, j runner.Job) (proxy.Worker, error) {
+func (a *assembly) leaseFor(ctx context.Context, j runner.Job) (*buildkit.Lease, error) {
 	if err := a.config.Policy.Sandbox().Allow(sandbox.Nesting{sandbox.Container, sandbox.BuildKit}); err != nil {
 		return nil, err
 	}
 	if err := checkRoom(a.config.StateDir); err != nil {
 		return nil, err
 	}
-	lease, err := a.workers.Lease(ctx, j.Scope)
-	if err != nil {
-		return nil, err // not a nil *Lease in an interface
-	}
-	return lease, nil
-}
-
-// withBuilder is a sandbox whose job reaches its project's builder.
-type withBuilder struct {
-	sandbox.Sandbox
-	proxy *proxy.Proxy
-}
-
-// Unwrap returns the sandbox, for its further abilities.
-func (s withBuilder) Unwrap() sandbox.Sandbox { return s.Sandbox }
-
-// Close ends the job's builds, then the sandbox.
-func (s withBuilder) Close(ctx context.Context) error {
-	return errors.Join(s.proxy.Close(ctx), s.Sandbox.Close(ctx))
+	return a.workers.Lease(ctx, j.Scope)
 }

@@ -29,10 +29,6 @@ func (a *assembly) startGitLab(ctx context.Context) error {
 		return err
 	}
 	jobs := a.gitlabJobs()
-	jobs.Archiver = newArchiver(c.Cache)
-	jobs.Caches = func(r runner.Request) job.CacheStore {
-		return gitlabCaches{keptCaches{a.cache, a.ledger, r.Scope, r.ID}}
-	}
 	a.gitlab, err = gitlab.NewManager(gitlab.Config{
 		Dir: filepath.Join(c.StateDir, "gitlab"), Runners: a.enrolment.Runners, Client: a.gitlabClient,
 		Prepare: func(ctx context.Context, g gitlab.Assigned) (runner.Job, error) {

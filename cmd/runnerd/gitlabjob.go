@@ -19,7 +19,7 @@ func (a *assembly) gitlabJobs() job.Config {
 		Version: v, Revision: revision, Image: c.JobImage, Helper: c.SandboxImage, Pull: sandbox.PullPolicy(c.PullPolicy),
 		Limits:   func(l *sandbox.Limits) error { return limit(l, c) },
 		Asking:   asking,
-		Archiver: newArchiver(c.Cache), Caches: newGitLabCaches(a.cache, a.ledger),
+		Archiver: newArchiver(c.Cache), Caches: newGitLabCaches(a.cache, usesAndCopies{a.ledger, &a.copies}),
 		CacheTimeout: time.Duration(c.Cache.Timeout), ServiceTimeout: job.DefaultServiceTimeout,
 		Log: a.log.With("component", "gitlab"),
 	}.Machine()

@@ -85,6 +85,8 @@ func (n *noticed) Stream(s runner.Stream) io.Writer {
 // noted is what the ledger would be told.
 type noted struct{ reads, writes []string }
 
+func (n *noted) Copied(string, sandbox.CopyWay, int64) {}
+
 func (n *noted) Read(store, entry, job string, _ scope.Scope) {
 	n.reads = append(n.reads, store+" "+entry+" "+job)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/runnerd/runnerd/cache"
+	"github.com/runnerd/runnerd/sandbox"
 	"github.com/runnerd/runnerd/scope"
 )
 
@@ -15,6 +16,8 @@ import (
 type uses interface {
 	Read(store, entry, job string, of scope.Scope)
 	Wrote(store, entry, job string, of scope.Scope)
+	// Copied is told how many bytes of an entry went into the job's sandbox or came out of it.
+	Copied(job string, way sandbox.CopyWay, bytes int64)
 }
 
 // keptCaches are the caches that one job may read and write, whatever kind of job it is.
@@ -41,6 +44,7 @@ func (c keptCaches) restore(ctx context.Context, keys []string, extract func(siz
 		_ = r.Close()
 		switch {
 		case err == nil:
+			c.uses.Copied(c.job, sandbox.CopyRestore, e.Bytes)
 			c.uses.Read(c.store.Name(), e.ID(), c.job, c.scope)
 			if err := c.store.Used(ctx, e); err != nil {
 				note += fmt.Sprintf("(its use was not noted: %v) ", err)
@@ -58,6 +62,7 @@ func (c keptCaches) restore(ctx context.Context, keys []string, extract func(siz
 func (c keptCaches) save(ctx context.Context, key string, r io.Reader) (cache.Saved, error) {
 	saved, err := c.store.Save(ctx, c.scope, c.scope, key, c.job, r)
 	if err == nil {
+		c.uses.Copied(c.job, sandbox.CopySave, saved.Bytes)
 		c.uses.Wrote(c.store.Name(), saved.ID, c.job, c.scope)
 	}
 	return saved, err

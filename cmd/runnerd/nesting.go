@@ -17,7 +17,7 @@ func (a *app) nestingCommand() *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.nestingExplainCommand(), a.nestingMeasureCommand())
+	cmd.AddCommand(a.nestingExplainCommand(), a.nestingMeasureCommand(), a.nestingAdviseCommand())
 	return cmd
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/runnerd/runnerd/runner/advise"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -66,6 +67,26 @@ func TestStartsIsTrue(t *testing.T) {
 			if err := starts(outer, inner); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+func TestNestingAdvise(t *testing.T) {
+	s := daemonFor(t, func(context.Context, sandbox.Process) (sandbox.Exit, error) { return sandbox.Exit{}, nil }, nil)
+	if code, _, stderr := runnerd(t, s.Socket, "", "run", "--", "true"); code != 0 {
+		t.Fatal(stderr)
+	}
+	if code, stdout, stderr := runnerd(t, s.Socket, "", "nesting", "advise"); code != 0 || !strings.HasPrefix(stdout, "1 jobs since ") || !strings.Contains(stdout, "Too little to go by: of 0 jobs") {
+		t.Errorf("%d: %s%s", code, stdout, stderr)
+	}
+	code, stdout, stderr := runnerd(t, s.Socket, "", "nesting", "advise", "--since", "1h", "--project", "none", "--json")
+	var report advise.Report
+	if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != 0 || report.Jobs != 0 || report.Advice == nil || report.Verdict == "" {
+		t.Errorf("%d: %v: %s%s", code, err, stdout, stderr)
+	}
+	for _, args := range [][]string{{"--since", "-1h"}, {"--since", "soon"}, {"more"}} {
+		if code, _, _ := runnerd(t, s.Socket, "", append([]string{"nesting", "advise"}, args...)...); code != 2 {
+			t.Errorf("%q: exit code %d", args, code)
 		}
 	}
 }

@@ -39,13 +39,17 @@ func (o ownedSandbox) Close(ctx context.Context) error {
 	return o.Sandbox.Close(ctx)
 }
 
+// sandboxAt is the id of the sandbox that has an address.
+func (s *scopes) sandboxAt(addr netip.Addr) (id string, ok bool) {
+	if driver := s.driver.Load(); driver != nil {
+		return driver.SandboxAt(addr)
+	}
+	return "", false
+}
+
 // who tells whose job sends from an address.
 func (s *scopes) who(addr netip.Addr) (scope.Scope, bool) {
-	driver := s.driver.Load()
-	if driver == nil {
-		return scope.Scope{}, false
-	}
-	id, ok := driver.SandboxAt(addr)
+	id, ok := s.sandboxAt(addr)
 	if !ok {
 		return scope.Scope{}, false
 	}

@@ -56,6 +56,7 @@ type assembly struct {
 	registry *registry.Registry
 	driver   *container.Driver
 	scopes   scopes
+	copies   copies
 	drivers  map[sandbox.Kind]sandbox.Driver
 	wasm     *wasm.Driver
 	modules  *wasm.Store
@@ -166,7 +167,7 @@ func (a *assembly) startRegistry(ctx context.Context) error {
 			return err
 		}
 	}
-	server := &http.Server{Handler: a.registry.Handler(), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: a.copies.counting(a.registry.Handler(), a.scopes.sandboxAt), ReadHeaderTimeout: 10 * time.Second}
 	a.later(func(ctx context.Context) error {
 		if err := server.Shutdown(ctx); err != nil {
 			return server.Close()
@@ -374,7 +375,7 @@ func (a *assembly) resolve(ctx context.Context, r runner.Request) (runner.Job, e
 		if err != nil {
 			return job, err
 		}
-		kept, err := newKeptStep(r, step, a.cache, a.config.Cache, a.ledger)
+		kept, err := newKeptStep(r, step, a.cache, a.config.Cache, usesAndCopies{a.ledger, &a.copies})
 		if err != nil {
 			return job, err
 		}
@@ -471,10 +472,13 @@ func (a *assembly) open(ctx context.Context, j runner.Job) (sandbox.Sandbox, err
 	if j.Kind == job.Kind && errors.Is(err, sandbox.ErrImage) {
 		err = job.ImageFailure(err)
 	}
-	if err != nil || !slices.Contains(j.Nesting, sandbox.DinD) {
-		return sb, err
+	if err == nil && slices.Contains(j.Nesting, sandbox.DinD) {
+		sb, err = a.offerBuilder(ctx, sb, j)
 	}
-	return a.offerBuilder(ctx, sb, j)
+	if err != nil {
+		return nil, err
+	}
+	return a.copies.count(sb, j.ID), nil
 }
 
 // scriptSandbox is one of the pool, or a new one. From here on it is known whose it is.

@@ -44,6 +44,7 @@ type Metrics struct {
 	firstOutput *prometheus.HistogramVec
 	logBytes    *prometheus.CounterVec
 	cpu         *prometheus.CounterVec
+	used        used
 	calls       *prometheus.HistogramVec
 	phases      *prometheus.CounterVec
 	forDisk     prometheus.Gauge
@@ -71,6 +72,7 @@ func New(version string) *Metrics {
 		cpu: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "runnerd_job_cpu_seconds_total", Help: "Processor time that finished jobs used.",
 		}, []string{"source"}),
+		used: newUsed(),
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "runnerd_forge_request_duration_seconds", Help: "Each try of each request to a forge; status 0: no answer. The forge holds requests for jobs.", Buckets: callBuckets(),
 		}, []string{"forge", "method", "endpoint", "status"}),
@@ -83,6 +85,7 @@ func New(version string) *Metrics {
 		Name: "runnerd_build_info", Help: "Always 1; what this runnerd is.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
+	m.used.register(m.registry)
 	m.registry.MustRegister(
 		build, m.finished, m.duration, m.phase, m.firstOutput, m.logBytes, m.cpu, m.calls, m.phases, m.forDisk,
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector(),
@@ -103,6 +106,7 @@ func (m *Metrics) Observe(j runner.Job, s runner.State, r *runner.Result) {
 	source := j.Kind
 	m.finished.WithLabelValues(source, string(r.Outcome), r.Reason).Inc()
 	m.cpu.WithLabelValues(source).Add(r.Usage.CPU.Seconds())
+	m.used.add(source, r.Usage)
 	t := r.Times
 	end := t.Closed
 	if end.IsZero() {

@@ -191,7 +191,12 @@ func TestObserve(t *testing.T) {
 	j := runner.Job{Request: runner.Request{Kind: "gitlab"}}
 	m.Observe(j, runner.Running, nil)
 	m.Observe(j, runner.Finished, &runner.Result{
-		Outcome: runner.Failed, Reason: runner.ReasonOOM, Usage: sandbox.Usage{CPU: 3 * time.Second},
+		Outcome: runner.Failed, Reason: runner.ReasonOOM, Usage: sandbox.Usage{
+			CPU:    3 * time.Second,
+			Parts:  []sandbox.Part{{Name: sandbox.PartScript, Payload: true, CPU: 2 * time.Second, Written: 9}, {Name: sandbox.PartShim, CPU: time.Second}},
+			SetUp:  []sandbox.Stage{{Name: sandbox.StageDisk, Took: time.Second}},
+			Copied: []sandbox.Copied{{Way: sandbox.CopyPull, Bytes: 5}}, Pressure: &sandbox.Pressure{CPU: sandbox.Waits{Some: time.Second}},
+		},
 		Times: runner.Times{Accepted: at, Admitted: at.Add(time.Second), Opened: at.Add(2 * time.Second), Ended: at.Add(5 * time.Second), Closed: at.Add(6 * time.Second)},
 	})
 	m.Observe(j, runner.Finished, &runner.Result{Outcome: runner.Cancelled, Times: runner.Times{Accepted: at}}) // while it waited
@@ -204,6 +209,13 @@ func TestObserve(t *testing.T) {
 		{1, "runnerd_jobs_finished_total", []string{"source=gitlab", "outcome=failed", "reason=oom"}},
 		{1, "runnerd_jobs_finished_total", []string{"source=gitlab", "outcome=cancelled", "reason="}},
 		{3, "runnerd_job_cpu_seconds_total", []string{"source=gitlab"}},
+		{2, "runnerd_sandbox_cpu_seconds_total", []string{"source=gitlab", "part=script", "kind=payload"}},
+		{1, "runnerd_sandbox_cpu_seconds_total", []string{"source=gitlab", "part=shim", "kind=machinery"}},
+		{9, "runnerd_sandbox_disk_bytes_total", []string{"source=gitlab", "part=script", "kind=payload", "direction=written"}},
+		{5, "runnerd_sandbox_copied_bytes_total", []string{"source=gitlab", "way=pull"}},
+		{1, "runnerd_sandbox_pressure_seconds_total", []string{"source=gitlab", "resource=cpu"}},
+		{1, "runnerd_sandbox_memory_average_bytes", []string{"source=gitlab", "kind=machinery"}},
+		{1, "runnerd_sandbox_stage_duration_seconds", []string{"source=gitlab", "phase=open", "stage=disk"}},
 		{1, "runnerd_job_duration_seconds", []string{"source=gitlab", "outcome=failed"}},
 		{1, "runnerd_job_phase_duration_seconds", []string{"source=gitlab", "phase=open"}},
 		{1, "runnerd_job_phase_duration_seconds", []string{"source=gitlab", "phase=close"}},

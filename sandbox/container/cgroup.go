@@ -236,23 +236,13 @@ func (c cgroup) delegate(part string, uid uint32) error {
 	return nil
 }
 
-// usage reads what the subtree has used so far.
-func (c cgroup) usage() sandbox.Usage {
-	var u sandbox.Usage
-	if c.h.unified {
-		dir := c.dir("")
-		u.CPU = time.Duration(field(dir, "cpu.stat", "usage_usec")) * time.Microsecond
-		u.Memory, u.MemoryPeak = number(dir, "memory.current"), number(dir, "memory.peak")
-		u.PIDs = number(dir, "pids.current")
-		u.OOMKills = c.oomKills()
-		return u
-	}
-	u.CPU = time.Duration(number(c.dir("cpuacct"), "cpuacct.usage"))
-	memory := c.dir("memory")
-	u.Memory, u.MemoryPeak = number(memory, "memory.usage_in_bytes"), number(memory, "memory.max_usage_in_bytes")
+// usage adds what the limits are for: memory and processes. A meter has the rest.
+func (c cgroup) usage(u *sandbox.Usage) {
+	g := newGauges(c)
+	defer g.close()
+	u.Memory, u.MemoryPeak = g.memoryNow(), g.memoryPeak()
 	u.PIDs = number(c.dir("pids"), "pids.current")
 	u.OOMKills = c.oomKills()
-	return u
 }
 
 // oomKills is how many processes of the subtree were killed for want of memory.

@@ -262,6 +262,7 @@ func (d *Driver) removeRoots(ctx context.Context) error {
 	defer cancel()
 	return errors.Join(
 		cgroup{h: d.cgroups, path: "/" + d.cfg.Name}.remove(ctx),
+		d.shims().remove(ctx),
 		removeEmpty(d.sandboxesDir()),
 		removeEmpty(d.tempMountsDir()),
 		removeEmpty(d.loansDir()),

@@ -140,6 +140,7 @@ func (m *member) create(ctx context.Context, spec *specs.Spec) error {
 		client.WithRuntime("io.containerd.runc.v2", &options.Options{
 			BinaryName: filepath.Join(d.cfg.EngineDir, "runc"),
 			Root:       filepath.Join(d.cfg.RunDir, "runc"),
+			ShimCgroup: m.sb.cgroup.shim().path,
 		}))
 	if err == nil {
 		m.task, err = m.container.NewTask(ctx, cio.NullIO)
@@ -188,8 +189,10 @@ func (m *member) start(ctx context.Context) (err error) {
 	}
 	connect, cancel := context.WithTimeoutCause(ctx, initTimeout, errors.New("its init does not answer"))
 	defer cancel()
-	m.init, err = initd.Connect(connect, int(m.task.Pid()))
-	return err
+	if m.init, err = initd.Connect(connect, int(m.task.Pid())); err != nil {
+		return err
+	}
+	return m.account()
 }
 
 // uncancelled returns a context for what containerd does to a task. It does not end with ctx: what containerd
@@ -223,7 +226,11 @@ func (sb *Sandbox) join(m *member) error {
 // containerID is what containerd calls a member.
 func (sb *Sandbox) containerID(member string) string { return sb.spec.ID + "." + member }
 
-func (m *member) cgroupPath() string { return m.sb.cgroup.path + "/" + m.name }
+func (m *member) cgroupPath() string { return m.cgroup().path }
+
+func (m *member) cgroup() cgroup {
+	return cgroup{h: m.sb.cgroup.h, path: m.sb.cgroup.path + "/" + m.name}
+}
 
 // Exec runs p in the member's container. See sandbox.Host.
 func (m *member) Exec(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
@@ -256,7 +263,8 @@ func (m *member) Listen(ctx context.Context, network, address string) (*os.File,
 
 // Close ends the member and removes its container.
 func (m *member) Close(ctx context.Context) error {
-	err := cgroup{h: m.sb.cgroup.h, path: m.cgroupPath()}.kill(ctx)
+	m.sb.meter.note(m.cgroup())
+	err := m.cgroup().kill(ctx)
 	if err := errors.Join(err, m.remove(ctx)); err != nil {
 		return err
 	}
@@ -269,6 +277,7 @@ func (m *member) Close(ctx context.Context) error {
 // remove removes the container of a member whose processes are dead.
 func (m *member) remove(ctx context.Context) error {
 	m.closeOnce.Do(func() {
+		m.sb.meter.remove(m.cgroup())
 		ctx := m.sb.d.context(ctx)
 		var errs []error
 		if m.init != nil {

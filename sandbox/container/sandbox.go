@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -31,6 +32,8 @@ type Sandbox struct {
 	tools  *toolbox
 	loans  loans
 	cgroup cgroup
+	meter  *meter
+	stages stages
 	addr   netip.Addr
 	digest string // of the image of its own container
 
@@ -43,6 +46,7 @@ type Sandbox struct {
 	reached []netip.AddrPort  // of the machine
 	closing chan struct{}
 	closed  error // once closing is closed
+	added   []sandbox.Service
 	final   sandbox.Usage
 }
 
@@ -73,6 +77,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	}
 	spec.Limits = d.withDefaults(spec.Limits)
 	sb := &Sandbox{d: d, spec: spec, hosts: maps.Clone(spec.Hosts), cgroup: cgroup{h: d.cgroups, path: "/" + d.cfg.Name + "/" + spec.ID}}
+	sb.meter = newMeter(sb.cgroup)
 	d.mu.Lock()
 	_, exists := d.live[spec.ID]
 	if !exists {
@@ -100,10 +105,11 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	}
 	var img *image
 	prepare, prepareCtx := errgroup.WithContext(ctx)
-	prepare.Go(func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err })
-	prepare.Go(func() (err error) { return sb.makeDisk(prepareCtx) })
-	prepare.Go(func() error { return sb.cgroup.create(spec.Limits) })
-	prepare.Go(func() (err error) { sb.addr, err = d.network.attach(spec.ID, sb.slot); return err })
+	during := sb.stages.during
+	prepare.Go(during(sandbox.StageImage, func() (err error) { img, err = sb.image(prepareCtx, own.Image, spec.Pull); return err }))
+	prepare.Go(during(sandbox.StageDisk, func() error { return sb.makeDisk(prepareCtx) }))
+	prepare.Go(during(sandbox.StageCgroup, func() error { return sb.makeCgroup() }))
+	prepare.Go(during(sandbox.StageNetwork, func() (err error) { sb.addr, err = d.network.attach(spec.ID, sb.slot); return err }))
 	if spec.Toolbox != nil {
 		prepare.Go(func() error { return sb.getToolbox(prepareCtx) })
 	}
@@ -112,14 +118,15 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	}
 	sb.digest = img.target.Digest.String()
 	if spec.Base != nil {
-		if err := sb.inherit(ctx); err != nil {
+		if err := during(sandbox.StageBase, func() error { return sb.inherit(ctx) })(); err != nil {
 			return nil, err
 		}
 	}
-	if err := sb.writeEtc(); err != nil {
+	if err := errors.Join(sb.account(), sb.writeEtc()); err != nil {
 		return nil, err
 	}
-	if sb.main, err = sb.createMember(ctx, own, img, spec.Env); err != nil {
+	create := during(sandbox.StageContainer, func() (err error) { sb.main, err = sb.createMember(ctx, own, img, spec.Env); return err })
+	if err := create(); err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
@@ -127,7 +134,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, own sandbox.Compa
 	d.mu.Unlock()
 	sb.disk.still.Lock()
 	defer sb.disk.still.Unlock()
-	if err := sb.main.start(ctx); err != nil {
+	if err := during(sandbox.StageInit, func() error { return sb.main.start(ctx) })(); err != nil {
 		return nil, err
 	}
 	return sb, nil
@@ -261,6 +268,7 @@ func (sb *Sandbox) Listen(ctx context.Context, network, address string) (*os.Fil
 
 // Add starts a companion.
 func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member, error) {
+	began := time.Now()
 	img, err := sb.image(ctx, c.Image, c.Pull)
 	if err != nil {
 		return nil, err
@@ -271,6 +279,13 @@ func (sb *Sandbox) Add(ctx context.Context, c sandbox.Companion) (sandbox.Member
 	}
 	if err := m.start(ctx); err != nil {
 		return nil, err
+	}
+	if c.Engine {
+		sb.stages.add(sandbox.StageEngine, time.Since(began))
+	} else {
+		sb.mu.Lock()
+		sb.added = append(sb.added, sandbox.Service{Name: c.Name, Image: c.Image, Took: time.Since(began)})
+		sb.mu.Unlock()
 	}
 	return m, nil
 }
@@ -288,11 +303,14 @@ func (sb *Sandbox) Usage(context.Context) (sandbox.Usage, error) {
 	return sb.usage(), nil
 }
 
+// usage is what the sandbox has used so far. sb.mu is held.
 func (sb *Sandbox) usage() sandbox.Usage {
-	u := sb.cgroup.usage()
+	u := sb.meter.usage()
+	sb.cgroup.usage(&u)
 	if sb.disk != nil {
 		u.Disk = sb.disk.used()
 	}
+	u.SetUp, u.Services = sb.stages.all(), slices.Clone(sb.added)
 	return u
 }
 
@@ -313,21 +331,27 @@ func (sb *Sandbox) Close(ctx context.Context) error {
 	sb.mu.Unlock()
 
 	// The removal does not depend on how much time the caller has left.
-	sb.closed = sb.remove(context.WithoutCancel(ctx))
+	var took stages
+	sb.closed = sb.remove(context.WithoutCancel(ctx), &took)
+	sb.mu.Lock()
+	sb.final.TearDown = took.all()
+	sb.mu.Unlock()
 	close(sb.closing)
 	return sb.closed
 }
 
 // remove undoes start, in reverse, within twice cleanupTimeout once it is its turn. It goes on after an error, so that
 // as little as possible is left.
-func (sb *Sandbox) remove(ctx context.Context) error {
+func (sb *Sandbox) remove(ctx context.Context, took *stages) error {
 	var errs []error
 	sb.mu.Lock()
 	members := slices.Clone(sb.members)
 	sb.mu.Unlock()
 	killing, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
-	errs = append(errs, sb.cgroup.kill(killing))
+	during := func(name sandbox.StageName, f func() error) { errs = append(errs, took.during(name, f)()) }
+	sb.meter.close()
+	during(sandbox.StageKill, func() error { return sb.cgroup.kill(killing) })
 	if done, err := sb.d.turn(ctx); err == nil { // ctx does not end
 		defer done()
 	}
@@ -336,7 +360,7 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	var all sync.WaitGroup
 	removed := make([]error, len(members)+1)
 	for i, m := range members {
-		all.Go(func() { removed[i] = m.remove(ctx) })
+		all.Go(func() { removed[i] = took.during(sandbox.StageContainer, func() error { return m.remove(ctx) })() })
 	}
 	errs = append(errs, sb.unreach(ctx))
 	if sb.slot != nil {
@@ -345,7 +369,9 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 			delete(sb.d.at, sb.addr)
 		}
 		sb.d.mu.Unlock()
-		all.Go(func() { removed[len(members)] = sb.d.network.detach(sb.addr) })
+		all.Go(func() {
+			removed[len(members)] = took.during(sandbox.StageNetwork, func() error { return sb.d.network.detach(sb.addr) })()
+		})
 	}
 	all.Wait()
 	errs = append(errs, removed...)
@@ -357,10 +383,10 @@ func (sb *Sandbox) remove(ctx context.Context) error {
 	}
 	errs = append(errs, sb.loans.close())
 	if sb.disk != nil {
-		errs = append(errs, sb.disk.close())
+		during(sandbox.StageDisk, sb.disk.close)
 	}
 	sb.cgroup.ooms.close()
-	errs = append(errs, sb.cgroup.remove(ctx))
+	during(sandbox.StageCgroup, func() error { return errors.Join(sb.cgroup.remove(ctx), sb.cgroup.shim().remove(ctx)) })
 	if sb.slot != nil {
 		errs = append(errs, sb.slot.close())
 	}
@@ -406,5 +432,6 @@ func (sb *Sandbox) PIDs() []int { return sb.cgroup.pids() }
 // Adopt gives the sandbox, which nobody has used yet, a job's environment and limits.
 func (sb *Sandbox) Adopt(s sandbox.Spec) error {
 	sb.main.env = mergeEnv(sb.main.env, s.Env)
+	sb.meter.restart()
 	return sb.SetLimits(s.Limits)
 }

@@ -114,6 +114,7 @@ func (d *Driver) sweep(ctx context.Context) error {
 		os.RemoveAll(filepath.Join(d.cfg.StateDir, "disks", "scratch")),
 		os.MkdirAll(filepath.Join(d.cfg.StateDir, "disks", "scratch"), 0o700),
 		root.remove(ctx),
+		d.shims().remove(ctx),
 	)
 }
 

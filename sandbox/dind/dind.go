@@ -47,7 +47,9 @@ type Config struct {
 	MirrorOf []string
 	// Registries are further registries to speak plain HTTP to, host:port.
 	Registries []string
-	Log        *slog.Logger
+	// Tuning is for measuring: nothing of it is worth its price. See RATIONALE.md.
+	Tuning Tuning
+	Log    *slog.Logger
 }
 
 // Driver starts engines in sandboxes. It is safe for concurrent use.
@@ -111,6 +113,8 @@ type engine struct {
 	starts int
 	member sandbox.Member // nil while the engine does not run
 	failed error          // why the engine is not there
+	// How long the engine took to answer, and to end; 0 if it did not.
+	ready, ended time.Duration
 }
 
 var errClosed = errors.New("the sandbox is closed")
@@ -154,6 +158,7 @@ func (e *engine) awaitClient(ctx context.Context) bool {
 
 // run runs the engine until it ends.
 func (e *engine) run(ctx context.Context) error {
+	began := time.Now()
 	volumes := maps.Clone(e.spec.Volumes) // bind mounts mean the same on both sides of the socket
 	if volumes == nil {
 		volumes = map[string]string{}
@@ -169,9 +174,12 @@ func (e *engine) run(ctx context.Context) error {
 	}
 	e.setMember(member)
 	defer e.setMember(nil)
+	timing, cancelTiming := context.WithCancel(ctx)
+	defer cancelTiming()
+	go e.time(timing, began)
 	log := sandbox.NewTail(4096)
 	exit, err := member.Exec(ctx, sandbox.Process{
-		Args:  sandbox.EngineArgs(e.command()...),
+		Args:  sandbox.EngineArgs(e.cfg.Tuning.command(e.command())...),
 		Files: []*os.File{e.socket}, Stdout: log, Stderr: log,
 	})
 	if err == nil {
@@ -274,8 +282,7 @@ func (e *engine) EngineStarted() bool {
 	return e.starts > 0
 }
 
-// Close ends the engine. The sandbox it ran in is closed by whoever opened it.
-func (e *engine) Close(ctx context.Context) error {
+func (e *engine) close(ctx context.Context) error {
 	e.end(errClosed)
 	select {
 	case <-e.done:
