@@ -110,7 +110,9 @@ func (s *Store) Get(ctx context.Context, digest string, module *os.File) (key st
 	if err != nil {
 		return "", nil, err
 	}
+	var ours atomic.Bool
 	result := s.compiles.DoChan(digest, func() (any, error) {
+		ours.Store(true)
 		defer own.Close()
 		if key, kept, err := find(dir, digest); err == nil { // since we looked
 			return key, kept.Close()
@@ -122,6 +124,9 @@ func (s *Store) Get(ctx context.Context, digest string, module *os.File) (key st
 	case <-ctx.Done():
 		return "", nil, context.Cause(ctx)
 	case r := <-result:
+		if !ours.Load() { // another's module was compiled
+			own.Close()
+		}
 		if r.Err != nil {
 			return "", nil, r.Err
 		}
