@@ -80,7 +80,7 @@ func startDaemon(t testing.TB) *daemon {
 	dir := t.TempDir()
 	text := strings.ReplaceAll(WorkersConfig{Mirror: d.registry, Registry: d.registry, KeepBytes: 4 << 30}.config(), StatePath, filepath.Join(dir, "root"))
 	group := fmt.Sprint("runnerd-test-", os.Getpid())
-	text = strings.Replace(text, "gc = false\n", "gc = false\n  defaultCgroupParent = \""+group+"\"\n", 1)
+	text = strings.Replace(text, `defaultCgroupParent = "/"`, fmt.Sprintf("defaultCgroupParent = %q", group), 1)
 	config, socket := filepath.Join(dir, "buildkitd.toml"), filepath.Join(dir, "sock")
 	d.socket = socket
 	writeFile(t, dir, "buildkitd.toml", text)
@@ -113,14 +113,13 @@ func startDaemon(t testing.TB) *daemon {
 			t.Logf("buildkitd: %s", text[max(0, len(text)-4000):])
 		}
 	})
-	for {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(socket); err == nil {
 			break
 		}
-		if cmd.ProcessState != nil || t.Context().Err() != nil {
+		if time.Now().After(deadline) {
 			t.Fatal("buildkitd has not started")
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	if d.Client, err = client.New(t.Context(), "unix://"+socket); err != nil {
 		t.Fatal(err)
