@@ -36,7 +36,7 @@ func summary(u sandbox.Usage) []string {
 		for _, c := range u.Copied {
 			ways = append(ways, fmt.Sprintf("%s %s", c.Way, bytesText(c.Bytes)))
 		}
-		more = append(more, "copied once more: "+strings.Join(ways, ", "))
+		more = append(more, "copied again: "+strings.Join(ways, ", "))
 	}
 	if len(more) > 0 {
 		lines = append(lines, strings.Join(more, "; "))

@@ -25,7 +25,7 @@ func TestSummary(t *testing.T) {
 	}
 	want := []string{
 		"used 12.0 s of processor: payload 11.0 s, machinery 1.000 s (inner shims 0.899 s, shim 0.100 s); memory 1.5 GiB at most, 1 GiB on average, machinery 124 MiB; disk 512 B read, 20 MiB written; waits are not told by this kernel (no PSI)",
-		"set-up: disk 0.012 s; copied once more: pull 5 MiB",
+		"set-up: disk 0.012 s; copied again: pull 5 MiB",
 	}
 	got := summary(u)
 	if len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
