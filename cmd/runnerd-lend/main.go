@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -27,10 +26,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/sandbox/overlay"
 )
 
 const (
-	snapshotter = "overlayfs"
 	// leaseTime is how long the engine keeps what no image of its own has: until the pull that follows.
 	leaseTime = 10 * time.Minute
 	timeout   = time.Minute
@@ -65,7 +64,7 @@ func run(socket, namespace, root, loans string) error {
 		return fmt.Errorf("make a lease: %w", err)
 	}
 	ctx = leases.WithLease(ctx, lease.ID)
-	b := borrower{root, loans, c.ContentStore(), c.SnapshotService(snapshotter)}
+	b := borrower{root, loans, c.ContentStore(), c.SnapshotService(overlay.Snapshotter)}
 	for _, blob := range loan.Blobs {
 		if err := b.blob(ctx, blob); err != nil {
 			return fmt.Errorf("blob %s: %w", blob.Digest, err)
@@ -139,29 +138,16 @@ func (b *borrower) layer(ctx context.Context, lent sandbox.LentLayer, parent str
 
 // link puts a link to a lent layer in the place of a fresh snapshot's directory. Removing the snapshot removes the link.
 func (b *borrower) link(mounts []mount.Mount, lent sandbox.LentLayer) error {
-	upper := upperDir(mounts)
+	upper, err := overlay.UpperDir(mounts)
+	if err != nil {
+		return err
+	}
 	if filepath.Base(upper) != "fs" {
-		return fmt.Errorf("unexpected mounts %v: is the snapshotter %s?", mounts, snapshotter)
+		return fmt.Errorf("unexpected mounts %v: is the snapshotter %s?", mounts, overlay.Snapshotter)
 	}
 	dir := filepath.Dir(upper)
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
 	return os.Symlink(filepath.Join(b.loans, lent.Path), dir)
-}
-
-// upperDir is where a snapshot's own files go, as its mounts say.
-func upperDir(mounts []mount.Mount) string {
-	if len(mounts) != 1 {
-		return ""
-	}
-	if mounts[0].Type == "bind" { // it has no parent
-		return mounts[0].Source
-	}
-	for _, option := range mounts[0].Options {
-		if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
-			return dir
-		}
-	}
-	return ""
 }

@@ -21,10 +21,11 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/runnerd/runnerd/sandbox"
+	"github.com/runnerd/runnerd/sandbox/overlay"
 )
 
 // snapshotter keeps unpacked layers; a sandbox stacks its own disk on them.
-const snapshotter = "overlayfs"
+const snapshotter = overlay.Snapshotter
 
 // images pulls images and unpacks each once a machine. Their layers are shared by all sandboxes, read-only, with the
 // ids of each sandbox mapped onto them by the mount.
@@ -154,7 +155,7 @@ func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find layers: %w", err)
 	}
-	layers, err := lowerDirs(mounts)
+	layers, err := overlay.LowerDirs(mounts)
 	if err != nil {
 		return nil, err
 	}
@@ -167,21 +168,6 @@ func (i *images) pull(ctx context.Context, f found) (*image, error) {
 	defer i.mu.Unlock()
 	i.unpacked[f.key()] = img
 	return img, nil
-}
-
-// lowerDirs reads the layers from the mount of a view: a read-only bind of the one layer, or an overlay.
-func lowerDirs(mounts []mount.Mount) ([]string, error) {
-	if len(mounts) == 1 && mounts[0].Type == "bind" {
-		return []string{mounts[0].Source}, nil
-	}
-	if len(mounts) == 1 && mounts[0].Type == "overlay" {
-		for _, option := range mounts[0].Options {
-			if dirs, ok := strings.CutPrefix(option, "lowerdir="); ok {
-				return strings.Split(dirs, ":"), nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("find layers: unexpected mounts %v: is the snapshotter %s?", mounts, snapshotter)
 }
 
 // mountRootFS mounts an image for a sandbox at dir: its layers below, mapped to the sandbox's ids, and

@@ -11,7 +11,6 @@ import (
 	"syscall"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -20,6 +19,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
+
+	"github.com/runnerd/runnerd/sandbox/overlay"
 )
 
 // labelSeeded marks a snapshot whose files are links to those of another one, and take no room of their own.
@@ -100,7 +101,7 @@ func (i *images) seedLayer(ctx, public context.Context, chain, parent string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, service.Remove(public, key)) }()
-	from, err := lowerDirs(lookedAt)
+	from, err := overlay.LowerDirs(lookedAt)
 	if err != nil {
 		return err
 	}
@@ -111,28 +112,17 @@ func (i *images) seedLayer(ctx, public context.Context, chain, parent string) (e
 	} else if err != nil {
 		return err
 	}
-	if err = linkTree(from[0], upperDir(fresh)); err == nil {
+	to, err := overlay.UpperDir(fresh)
+	if err == nil {
+		err = linkTree(from[0], to)
+	}
+	if err == nil {
 		err = service.Commit(ctx, chain, key, marks)
 	}
 	if err != nil {
 		return errors.Join(err, service.Remove(context.WithoutCancel(ctx), key))
 	}
 	return nil
-}
-
-// upperDir is where a snapshot's own files go, as its mounts say.
-func upperDir(mounts []mount.Mount) string {
-	if len(mounts) == 1 && mounts[0].Type == "bind" { // it has no parent
-		return mounts[0].Source
-	}
-	for _, m := range mounts {
-		for _, option := range m.Options {
-			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
-				return dir
-			}
-		}
-	}
-	return ""
 }
 
 // linkTree fills the empty directory to with directories like those in from, and links to all else in them: a layer's
