@@ -31,6 +31,9 @@ const (
 	cachePrefix   = "cache/"   // cache/SCOPE-ID/…: build caches
 )
 
+// IsCache reports whether a repository is one of a scope's for what builds write: see CacheRepository.
+func IsCache(repository string) bool { return strings.HasPrefix(repository, cachePrefix) }
+
 // CacheRepository is a repository that a scope writes, and only it and the one below it read.
 func CacheRepository(s scope.Scope, name string) string { return cachePrefix + s.ID() + "/" + name }
 

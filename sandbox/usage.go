@@ -194,15 +194,20 @@ func (u Usage) Sum(payload bool) Part {
 	return sum
 }
 
+// Add adds what another one of the same name has used.
+func (p *Part) Add(other Part) {
+	p.CPU += other.CPU
+	p.Read += other.Read
+	p.Written += other.Written
+	p.MemoryAverage += other.MemoryAverage
+	p.MemoryPeak = max(p.MemoryPeak, other.MemoryPeak)
+}
+
 // AddPart adds to what a part has used of processor and disk.
 func (u *Usage) AddPart(p Part) {
 	for i := range u.Parts {
-		if has := &u.Parts[i]; has.Name == p.Name {
-			has.CPU += p.CPU
-			has.Read += p.Read
-			has.Written += p.Written
-			has.MemoryAverage += p.MemoryAverage
-			has.MemoryPeak = max(has.MemoryPeak, p.MemoryPeak)
+		if u.Parts[i].Name == p.Name {
+			u.Parts[i].Add(p)
 			return
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/runnerd/runnerd/ledger"
+	"github.com/runnerd/runnerd/registry"
 	"github.com/runnerd/runnerd/sandbox"
 )
 
@@ -163,7 +164,7 @@ func (j *jobCopies) begin(repository, what, ref string) *pulled {
 func (j *jobCopies) end(p *pulled, repository string, bytes int64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if strings.HasPrefix(repository, cacheOfScope) {
+	if registry.IsCache(repository) {
 		j.bytes[sandbox.CopyLoad] += bytes
 	} else {
 		j.bytes[sandbox.CopyPull] += bytes
@@ -177,9 +178,6 @@ func (j *jobCopies) end(p *pulled, repository string, bytes int64) {
 	}
 }
 
-// cacheOfScope is the beginning of the repositories that builds write; see registry.CacheRepository.
-const cacheOfScope = "cache/"
-
 // addTo adds what is known so far to a job's usage.
 func (j *jobCopies) addTo(u *sandbox.Usage) {
 	j.mu.Lock()
@@ -191,7 +189,7 @@ func (j *jobCopies) addTo(u *sandbox.Usage) {
 		return
 	}
 	for _, p := range j.images {
-		if !strings.HasPrefix(p.repository, cacheOfScope) && p.Bytes > 0 {
+		if !registry.IsCache(p.repository) && p.Bytes > 0 {
 			u.Engine.Images = append(u.Engine.Images, p.PulledImage)
 		}
 	}

@@ -28,7 +28,6 @@ const (
 	// maxInstances bounds how many sandboxes are started at once; there are host ids for some more.
 	maxInstances = 200
 	measureUIDs  = 256
-	rangeSize    = 65536
 	// quietWindow is how long is waited before each visit, to see what others do.
 	quietWindow = 100 * time.Millisecond
 )
@@ -103,10 +102,10 @@ func (m *measurement) ownConfig() *config.Config {
 	c.Network.Subnet = netip.MustParsePrefix(rig.Subnet)
 	c.Network.DNS = []netip.Addr{netip.MustParseAddr(rig.ServerAddress)}
 	c.Containerd.Address = "" // one of its own
-	if need := uint32(measureUIDs * rangeSize); c.UIDRange.First > 2*need {
+	if need := uint32(measureUIDs * config.IDsEach); c.UIDRange.First > 2*need {
 		c.UIDRange.First -= need
 	} else {
-		c.UIDRange.First += uint32(c.UIDRange.Count) * rangeSize
+		c.UIDRange.First += uint32(c.UIDRange.Count) * config.IDsEach
 	}
 	c.UIDRange.Count = measureUIDs
 	return &c

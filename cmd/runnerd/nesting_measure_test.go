@@ -46,7 +46,7 @@ func TestMeasurementIsApart(t *testing.T) {
 	if own.Network.Subnet.Overlaps(c.Network.Subnet) || !own.Network.Subnet.Overlaps(netip.MustParsePrefix("198.18.0.0/15")) {
 		t.Error(own.Network.Subnet)
 	}
-	last := own.UIDRange.First + uint32(own.UIDRange.Count)*rangeSize - 1
+	last := own.UIDRange.First + uint32(own.UIDRange.Count)*config.IDsEach - 1
 	if last >= c.UIDRange.First || last < own.UIDRange.First {
 		t.Errorf("host ids up to %d, the daemon's from %d", last, c.UIDRange.First)
 	}

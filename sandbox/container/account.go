@@ -56,12 +56,12 @@ func (s *stages) all() []sandbox.Stage {
 const shimsSuffix = ".shims"
 
 func (d *Driver) shims() cgroup {
-	return cgroup{h: d.shimHierarchies(), path: "/" + d.cfg.Name + shimsSuffix}
+	return cgroup{h: d.cgroups.ofShims(), path: "/" + d.cfg.Name + shimsSuffix}
 }
 
-// shimHierarchies are those of cgroup v1 in which a shim is accounted. containerd insists on devices
+// ofShims are those of cgroup v1 in which a shim is accounted. containerd insists on devices
 // (cgroups, cgroup1.RequireDevices).
-func (d *Driver) shimHierarchies() hierarchies { return d.cgroups.only("cpuacct", "memory", "devices") }
+func (h hierarchies) ofShims() hierarchies { return h.only("cpuacct", "memory", "devices") }
 
 // only is h with some of v1's hierarchies.
 func (h hierarchies) only(controllers ...string) hierarchies {
@@ -80,7 +80,7 @@ func (h hierarchies) only(controllers ...string) hierarchies {
 // shim is the cgroup of a sandbox's shim.
 func (c cgroup) shim() cgroup {
 	name, id := filepath.Split(c.path)
-	return cgroup{h: c.h.only("cpuacct", "memory", "devices"), path: strings.TrimSuffix(name, "/") + shimsSuffix + "/" + id}
+	return cgroup{h: c.h.ofShims(), path: strings.TrimSuffix(name, "/") + shimsSuffix + "/" + id}
 }
 
 // makeCgroup makes the sandbox's cgroup, and that of its shim.

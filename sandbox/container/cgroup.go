@@ -236,11 +236,8 @@ func (c cgroup) delegate(part string, uid uint32) error {
 	return nil
 }
 
-// usage adds what the limits are for: memory and processes. A meter has the rest.
+// usage adds what a meter does not have.
 func (c cgroup) usage(u *sandbox.Usage) {
-	g := newGauges(c)
-	defer g.close()
-	u.Memory, u.MemoryPeak = g.memoryNow(), g.memoryPeak()
 	u.PIDs = number(c.dir("pids"), "pids.current")
 	u.OOMKills = c.oomKills()
 }

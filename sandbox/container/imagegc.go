@@ -370,6 +370,9 @@ func (i *images) forget(id string) bool {
 	for key, img := range i.unpacked {
 		if img.id == id {
 			delete(i.unpacked, key)
+			for _, layer := range img.layers {
+				delete(i.marked, layer)
+			}
 		}
 	}
 	return true

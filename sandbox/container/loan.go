@@ -139,6 +139,9 @@ func (sb *Sandbox) Lend(ctx context.Context, ref string, how sandbox.Pull) (loan
 	sb.d.images.lent(img)
 	blobs, err := sb.d.images.blobs(ctx, img)
 	if err == nil {
+		err = sb.d.images.markOpaque(img)
+	}
+	if err == nil {
 		loan, err = sb.loans.lend(sb, img, blobs)
 	}
 	if err != nil {
@@ -147,8 +150,7 @@ func (sb *Sandbox) Lend(ctx context.Context, ref string, how sandbox.Pull) (loan
 	return loan, nil
 }
 
-// blobs are the blobs of an image: its manifest for this machine, what leads there, and what that names. The layers are
-// made fit for the overlays of a user namespace.
+// blobs are the blobs of an image: its manifest for this machine, what leads there, and what that names.
 func (i *images) blobs(ctx context.Context, img *image) (blobs []ocispec.Descriptor, err error) {
 	ctx = namespaces.WithNamespace(ctx, img.namespace)
 	platform := platforms.Default()
@@ -164,11 +166,6 @@ func (i *images) blobs(ctx context.Context, img *image) (blobs []ocispec.Descrip
 	if err != nil {
 		return nil, fmt.Errorf("read its manifests: %w", err)
 	}
-	for _, dir := range img.layers {
-		if err := i.markOpaque(dir); err != nil {
-			return nil, err
-		}
-	}
 	return blobs, nil
 }
 
@@ -179,35 +176,40 @@ const (
 	userOpaqueMark = "user.overlay.opaque"
 )
 
-// markOpaque gives the opaque directories of a layer the mark that overlays in user namespaces look for, too.
-func (i *images) markOpaque(layer string) error {
-	i.mu.Lock()
-	done := i.marked[layer]
-	i.mu.Unlock()
-	if done {
-		return nil
-	}
-	err := filepath.WalkDir(layer, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
+// markOpaque gives the opaque directories of an image's layers the mark that overlays in user namespaces look for, too.
+func (i *images) markOpaque(img *image) error {
+	for _, layer := range img.layers {
+		i.mu.Lock()
+		done := i.marked[layer]
+		i.mu.Unlock()
+		if done {
+			continue
+		}
+		if err := filepath.WalkDir(layer, markIfOpaque); err != nil {
 			return err
 		}
-		mark := make([]byte, 1)
-		n, err := unix.Lgetxattr(path, opaqueMark, mark)
-		if err == unix.ENODATA || err == nil && (n != 1 || mark[0] != 'y') {
-			return nil
-		}
-		if err == nil {
-			err = unix.Lsetxattr(path, userOpaqueMark, mark, 0)
-		}
-		if err != nil {
-			return &fs.PathError{Op: "mark as opaque", Path: path, Err: err}
-		}
-		return nil
-	})
-	if err == nil {
 		i.mu.Lock()
-		defer i.mu.Unlock()
 		i.marked[layer] = true
+		i.mu.Unlock()
 	}
-	return err
+	return nil
+}
+
+// markIfOpaque is an fs.WalkDirFunc.
+func markIfOpaque(path string, d fs.DirEntry, err error) error {
+	if err != nil || !d.IsDir() {
+		return err
+	}
+	mark := make([]byte, 1)
+	n, err := unix.Lgetxattr(path, opaqueMark, mark)
+	if err == unix.ENODATA || err == nil && (n != 1 || mark[0] != 'y') {
+		return nil
+	}
+	if err == nil {
+		err = unix.Lsetxattr(path, userOpaqueMark, mark, 0)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "mark as opaque", Path: path, Err: err}
+	}
+	return nil
 }

@@ -3,10 +3,7 @@ package container
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
-	"strconv"
 
 	"github.com/runnerd/runnerd/sandbox"
 )
@@ -20,7 +17,7 @@ func (sb *Sandbox) VolumeDir(name string) string {
 // Pause stops the processes of one of the sandbox's containers, and those of an engine's containers in it, until
 // resume.
 func (sb *Sandbox) Pause(ctx context.Context, member string) (resume func(), err error) {
-	c := cgroup{h: sb.cgroup.h, path: sb.cgroup.path + "/" + member}
+	c := sb.cgroupOf(member)
 	if err := c.pause(ctx); err != nil {
 		c.resume()
 		return nil, err
@@ -52,14 +49,7 @@ func (d *Driver) Group(l sandbox.Limits, levels ...string) (*Group, error) {
 }
 
 // Add moves a process into the cgroup.
-func (g *Group) Add(pid int) error {
-	for _, dir := range g.c.all() {
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
-			return fmt.Errorf("move process %d to cgroup %s: %w", pid, g.c.path, err)
-		}
-	}
-	return nil
-}
+func (g *Group) Add(pid int) error { return g.c.adopt(pid) }
 
 // Close kills what is in the innermost cgroup and removes it. Its outer ones go with the driver.
 func (g *Group) Close(ctx context.Context) error {

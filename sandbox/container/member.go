@@ -228,8 +228,11 @@ func (sb *Sandbox) containerID(member string) string { return sb.spec.ID + "." +
 
 func (m *member) cgroupPath() string { return m.cgroup().path }
 
-func (m *member) cgroup() cgroup {
-	return cgroup{h: m.sb.cgroup.h, path: m.sb.cgroup.path + "/" + m.name}
+func (m *member) cgroup() cgroup { return m.sb.cgroupOf(m.name) }
+
+// cgroupOf is the cgroup of a member.
+func (sb *Sandbox) cgroupOf(member string) cgroup {
+	return cgroup{h: sb.cgroup.h, path: sb.cgroup.path + "/" + member}
 }
 
 // Exec runs p in the member's container. See sandbox.Host.

@@ -113,11 +113,7 @@ func (m *meter) remove(c cgroup) {
 			return false
 		}
 		for _, p := range member.read(m.disk) {
-			t := m.tally(p.Name)
-			t.CPU += p.CPU
-			t.Read += p.Read
-			t.Written += p.Written
-			t.MemoryPeak = max(t.MemoryPeak, p.MemoryPeak)
+			m.tally(p.Name).Add(p)
 		}
 		member.close()
 		return true
@@ -186,10 +182,7 @@ func (m *meter) usage() (u sandbox.Usage) {
 	}
 	add := func(p sandbox.Part) {
 		sum := parts[p.Name]
-		sum.CPU += p.CPU
-		sum.Read += p.Read
-		sum.Written += p.Written
-		sum.MemoryPeak = max(sum.MemoryPeak, p.MemoryPeak)
+		sum.Add(p)
 		parts[p.Name] = sum
 	}
 	for _, member := range m.members {
@@ -230,6 +223,7 @@ func (m *meter) usage() (u sandbox.Usage) {
 	slices.SortStableFunc(u.Parts, func(a, b sandbox.Part) int { // the payload first
 		return cmp.Compare(rank(a), rank(b))
 	})
+	u.Memory, u.MemoryPeak = m.root.memoryNow(), m.root.memoryPeak()
 	u.Pressure = m.root.c.pressure()
 	return u
 }

@@ -16,13 +16,15 @@ import (
 	"github.com/runnerd/runnerd/sandbox"
 )
 
+// IDsEach is how many ids of the machine a sandbox has.
+const IDsEach = 65536
+
 // The least that makes sense.
 const (
 	minMemory = 4 << 20
 	minDisk   = 16 << 20
 	minLog    = 64 << 10
 	minBudget = 64 << 20
-	idsEach   = 65536 // ids of one sandbox
 	// maxSocketPath is the length of sun_path, unix(7).
 	maxSocketPath = 107
 )
@@ -203,9 +205,9 @@ func (k *checker) network(n Network) {
 }
 
 func (k *checker) uids(u UIDRange) {
-	k.that(u.First >= idsEach && u.First%idsEach == 0, "uid_range.first", "%d must be a multiple of %d and not 0", u.First, idsEach)
+	k.that(u.First >= IDsEach && u.First%IDsEach == 0, "uid_range.first", "%d must be a multiple of %d and not 0", u.First, IDsEach)
 	// The last id of all, 4294967295, means "none" to the kernel.
-	most := (int64(math.MaxUint32) - int64(u.First)) / idsEach
+	most := (int64(math.MaxUint32) - int64(u.First)) / IDsEach
 	k.that(u.Count >= 1 && int64(u.Count) <= most, "uid_range.count", "%d is not between 1 and %d, which fit above uid_range.first", u.Count, most)
 }
 
